@@ -27,9 +27,17 @@ FIELDS: dict[str, Field] = {
     "valid": Field(("B", "T"), np.bool_, False, "True where the target is a completion token (trained on); not prompt"),
     "segment_id": Field(("B", "T"), np.int32, 0, "1, 2, ... for the traces of a row; 0 is padding"),
     "position": Field(("B", "T"), np.int32, 0, "position of the input token inside its own trace, from 0"),
-    "step_id": Field(("B", "T"), np.int32, 0, "reasoning step of the target, from 1; the end token belongs to the last; 0: not valid"),
-    "teacher_id": Field(("B", "T"), np.int32, 0, "index into the manifest's teachers; read it only where segment_id > 0"),
+    "step_id": Field(
+        ("B", "T"), np.int32, 0, "reasoning step of the target, from 1; the end token belongs to the last; 0: not valid"
+    ),
+    "teacher_id": Field(
+        ("B", "T"), np.int32, 0, "index into the manifest's teachers; read it only where segment_id > 0"
+    ),
     "trace_id": Field(("B", "T"), np.int32, -1, "index of the trace in its shards; -1 is padding"),
-    "content": Field(("B", "T"), np.bool_, False, "True where the target is valid and carries content (not filler, '=' or end)"),
-    "teacher_logprob": Field(("B", "T"), np.float32, np.nan, "the teacher's own log-probability of the target, nats; NaN: not recorded", True),
+    "content": Field(
+        ("B", "T"), np.bool_, False, "True where the target is valid and carries content (not filler, '=' or end)"
+    ),
+    "teacher_logprob": Field(
+        ("B", "T"), np.float32, np.nan, "the teacher's own log-probability of the target, nats; NaN: not recorded", True
+    ),
 }

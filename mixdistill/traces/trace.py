@@ -1,4 +1,4 @@
-"""Trace: one teacher's worked solution to one problem. Host only; the JSON form is the interchange between processes."""
+"""Trace: one teacher's worked solution to one problem. Host only; its JSON form passes between processes."""
 
 import dataclasses
 import enum
