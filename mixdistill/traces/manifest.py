@@ -1,0 +1,75 @@
+"""The manifest beside the shards: what is inside, by whom, under which tokenizer, with a checksum of every file."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from mixdistill.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Verify = Literal["fast", "full", "none"]
+
+
+def checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    """`{name: {bytes, sha256}}` of every file of `folder` but the manifest, by name."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """sha256 over the files' checksums: equal for equal contents, wherever the folder lies."""
+    lines = "".join(f"{name} {file['sha256']}\n" for name, file in sorted(manifest["files"].items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def write(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes manifest.json, readable by eye."""
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of `folder`. Raises `UserError` when there is none or it is of another version."""
+    if not folder.is_dir():
+        raise UserError(
+            f"no shards at {folder}: no such folder; `mixdistill prepare SOURCES... --out {folder}` makes it"
+        )
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"no shards at {folder}: it holds no {MANIFEST}; give the --out folder of `mixdistill prepare`")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        schema = manifest.get("schema")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{path} is not a manifest ({error}); prepare the shards again") from None
+    if schema != SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema {schema!r}; this version of mixdistill reads {SCHEMA_VERSION}: prepare the shards again"
+        )
+    return manifest
+
+
+def verify(folder: Path, manifest: dict[str, Any], how: Verify) -> None:
+    """Compares the files with the manifest: their sizes ("fast") or their checksums ("full"). Raises `UserError`."""
+    if how not in ("fast", "full", "none"):
+        raise UserError(f"unknown verify {how!r}; known: fast (sizes), full (checksums), none")
+    for name, file in manifest["files"].items() if how != "none" else ():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"shards {folder}: {name} is missing; copy it again or prepare the shards again")
+        if path.stat().st_size != file["bytes"]:
+            raise UserError(
+                f"shards {folder}: {name} has {path.stat().st_size} bytes, the manifest says {file['bytes']}; "
+                "copy it again or prepare the shards again"
+            )
+        if how == "full" and _sha256(path) != file["sha256"]:
+            raise UserError(
+                f"shards {folder}: {name} was changed (another checksum than the manifest's); prepare the shards again"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
