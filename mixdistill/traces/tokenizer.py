@@ -7,6 +7,7 @@ are used as the tokenizer's makers intended.
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -125,6 +126,18 @@ class Tokenizer:
         return frozenset(i for i, token in added.items() if token.special) | {self.eos_id, self.pad_id}
 
     @functools.cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What the tokenizer itself puts before every text (Llama: the begin token); mostly nothing."""
+        encoding = self.inner.encode("0", add_special_tokens=True)
+        added = sum(1 for _ in itertools.takewhile(bool, encoding.special_tokens_mask))
+        return tuple(encoding.ids[:added])
+
+    @property
+    def bos(self) -> str:
+        """The name of `prefix_ids`, "" when there are none."""
+        return "".join(self.inner.id_to_token(token) or "" for token in self.prefix_ids)
+
+    @functools.cached_property
     def unk_id(self) -> int | None:
         """The token for what the vocabulary cannot say; None for byte-level tokenizers, which can say everything."""
         name = getattr(self.inner.model, "unk_token", None)
@@ -154,6 +167,21 @@ class Tokenizer:
                 f"the text holds the control token {self.inner.id_to_token(token)!r} and cannot be spelt otherwise"
             )
         return self.unk_id
+
+    def split_control(self, text: str) -> list[int | str]:
+        """The control tokens named in `text` (a chat template's, never a trace's), and the text between them."""
+        if not text:
+            return []
+        encoding, pieces, end = self._with_control.encode(text, add_special_tokens=False), [], 0
+        for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self.special_ids:
+                pieces += [text[end:start], token]
+                end = stop
+        return [piece for piece in (*pieces, text[end:]) if piece != ""]
+
+    @functools.cached_property
+    def _with_control(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self.inner.to_str())
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without control tokens."""
