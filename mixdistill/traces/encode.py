@@ -57,7 +57,7 @@ def step_ids(text: str, steps: tuple[Step, ...], offsets: list[tuple[int, int]])
 
 
 def answer_span(text: str, answer: str, offsets: list[tuple[int, int]]) -> tuple[int, int]:
-    """Tokens [start, stop) that touch the last mention of `answer` in `text`, as a whole word or number; (0, 0) if none."""
+    """Tokens [start, stop) of the last mention of `answer` in `text`, as a whole word or number; (0, 0) if none."""
     if not answer:
         return 0, 0
     # "5" is not mentioned in "15", "5.2", "1,005" or "x5".

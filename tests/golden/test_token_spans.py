@@ -148,7 +148,7 @@ def test_several_tokens_of_one_character_share_its_step(bpe):
 
 
 def test_word_level_world():
-    tokenizer = tokenizers.word_level("3 4 + = 7 :".split())
+    tokenizer = tokenizers.word_level(["3", "4", "+", "=", "7", ":"])
     encoded = encode_trace(tokenizer, trace("3 + 4 :", "3 + 4 ", "= 7", answer="7"))
     assert tokenizer.decode(encoded.tokens) == "3 + 4 : 3 + 4 = 7"
     assert encoded.step_id.tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
