@@ -38,14 +38,23 @@ class Summary(NamedTuple):
     problem: str
     fold: str
     verdict: str
+    logprobs: str  # "kept", "dropped" (recorded, but of another tokenizer), "" (not recorded)
 
 
 def summarise(encoded: EncodedTrace) -> Summary:
     """The index row of a trace."""
     trace = encoded.trace
-    fold = str(trace.meta.get("fold") or "")
-    lengths = len(encoded.tokens), encoded.num_prompt, len(trace.steps)
-    return Summary(*lengths, trace.teacher, trace.problem_id, fold, trace.verdict.value)
+    recorded = any(step.token_logprobs for step in trace.steps)
+    return Summary(
+        len(encoded.tokens),
+        encoded.num_prompt,
+        len(trace.steps),
+        trace.teacher,
+        trace.problem_id,
+        str(trace.meta.get("fold") or ""),
+        trace.verdict.value,
+        "kept" if encoded.logprobs is not None else "dropped" if recorded else "",
+    )
 
 
 def write_index(path: Path, summaries: list[Summary]) -> None:
@@ -74,7 +83,8 @@ def fold_names(summaries: list[Summary]) -> list[str]:
 
 def teacher_table(summaries: list[Summary], quarantined: list[Quarantined]) -> dict[str, dict[str, Any]]:
     """`{teacher: counts}` in alphabetical order, of the teachers that have a trace. `num_tokens` counts all tokens;
-    `num_completion_tokens` leaves the prompts out; `accuracy` is correct / (correct + wrong), None if none was graded.
+    `num_completion_tokens` leaves the prompts out; `accuracy` is correct / (correct + wrong), None if none was graded;
+    `logprobs_kept` and `logprobs_dropped` count traces that came with the teacher's log-probabilities.
     """
     lost = collections.Counter(row.teacher for row in quarantined)
     by_teacher = itertools.groupby(sorted(summaries, key=lambda row: row.teacher), key=lambda row: row.teacher)
@@ -92,6 +102,7 @@ def _count(rows: list[Summary]) -> dict[str, Any]:
         "num_steps": sum(row.num_steps for row in rows),
         "accuracy": verdicts["correct"] / graded if graded else None,
         **{name: verdicts[name] for name in VERDICTS},
+        **{f"logprobs_{what}": sum(row.logprobs == what for row in rows) for what in ("kept", "dropped")},
     }
 
 

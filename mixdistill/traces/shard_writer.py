@@ -106,6 +106,7 @@ class ShardWriter:
 
     def _manifest(self) -> dict[str, Any]:
         teachers = teacher_table(self._summaries, self._quarantined)
+        lost = [row.teacher for row in self._quarantined]
         totals = ("num_tokens", "num_completion_tokens", "num_steps")
         return {
             "schema": manifests.SCHEMA_VERSION,
@@ -115,6 +116,7 @@ class ShardWriter:
             **{name: sum(row[name] for row in teachers.values()) for name in totals},
             "num_quarantined": len(self._quarantined),
             "quarantine_reasons": counted(row.reason for row in self._quarantined),
+            "teachers_without_traces": counted(name for name in lost if name and name not in teachers),
             "teachers": teachers,
             "folds": fold_names(self._summaries),
             "verdicts": list(VERDICTS),

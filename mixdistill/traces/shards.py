@@ -24,6 +24,7 @@ from mixdistill.traces import record as records
 from mixdistill.traces.record import EncodedTrace
 from mixdistill.traces.shard_index import INDEX, Quarantined
 from mixdistill.traces.shard_writer import ShardWriter
+from mixdistill.traces.templates import PLAIN, ChatTemplate
 from mixdistill.traces.tokenizer import Tokenizer
 
 
@@ -95,6 +96,11 @@ class Shards:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens."""
         return Tokenizer.load(self.path)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """What stands around the prompts: `encode_prompt(shards.tokenizer, prompt, shards.template)` continues them."""
+        return ChatTemplate(**self.manifest["template"]) if "template" in self.manifest else PLAIN
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -45,15 +45,17 @@ def chat_template(source: str, tokenizer: Tokenizer) -> ChatTemplate:
     return ChatTemplate(*text.split(MARK))
 
 
-def load_template(given: str | None, tokenizer: Tokenizer) -> ChatTemplate:
-    """`given`: None or "plain", "tokenizer" (the one that came with it), or the path of a jinja file."""
-    if given in (None, "plain"):
+def load_template(given: str, tokenizer: Tokenizer | None) -> ChatTemplate:
+    """`given`: "plain", "tokenizer" (the one that came with it), or the path of a jinja file."""
+    if given == "plain":
         return PLAIN
+    if tokenizer is None:
+        raise UserError(f"--template {given} needs the --tokenizer whose control tokens it writes")
     if given == "tokenizer":
         if not tokenizer.template:
             raise UserError("the tokenizer has no chat template; give a jinja file with --template, or plain")
         return chat_template(tokenizer.template, tokenizer)
-    path = Path(str(given))
+    path = Path(given)
     if not path.is_file():
         raise UserError(f"no chat template {given!r}; known: plain, tokenizer, or the path of a jinja file")
     return chat_template(path.read_text(encoding="utf-8"), tokenizer)

@@ -1,0 +1,179 @@
+"""Preparing: sources -> traces -> steps, verdicts, tokens -> shards, over several processes, in a fixed order."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixdistill.errors import UserError, unknown
+from mixdistill.traces import record as records
+from mixdistill.traces import shard_writer
+from mixdistill.traces.encode import encode_trace
+from mixdistill.traces.ordered_pool import ordered_map
+from mixdistill.traces.record import EncodedTrace
+from mixdistill.traces.shard_index import Quarantined, Summary, summarise
+from mixdistill.traces.shards import Shards
+from mixdistill.traces.sources import File, ReadAs, Row, find_files, read_file
+from mixdistill.traces.templates import PLAIN, ChatTemplate
+from mixdistill.traces.tokenizer import Tokenizer, train_bpe
+from mixdistill.traces.trace import Trace
+
+VOCAB_SIZE = 8192  # of the tokenizer that is trained when none is given: enough for mathematics in one language
+MAX_TOKENS = 32768  # the longest reasoning traces that are taught; beyond it stand mostly loops
+JOB_ROWS = 128  # rows sent to a worker at once: some milliseconds of work per message, and a few MB in flight
+
+Progress = Callable[[str, int, int, int], None]  # phase, files finished, files, traces so far
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a trace becomes tokens."""
+
+    template: ChatTemplate = PLAIN
+    segment: str = "auto"  # a rule of `segment.RULES`; "auto": the steps that the reader found
+    grade: bool = True  # traces that come with a verdict keep it in any case
+    max_tokens: int = MAX_TOKENS  # longer ones, all tokens counted, are quarantined
+
+    def __post_init__(self) -> None:
+        if self.segment != "auto":
+            from mixdistill.traces import segment
+        if self.segment != "auto" and self.segment not in segment.RULES:
+            raise unknown("segmentation rule", self.segment, segment.RULES)
+        if self.max_tokens < 1:
+            raise UserError(f"--max-tokens {self.max_tokens} must be at least 1")
+
+
+def prepare(
+    sources: Sequence[Path | str],
+    out: Path | str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int = VOCAB_SIZE,
+    read_as: ReadAs = ReadAs(),
+    settings: Settings = Settings(),
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Progress = lambda *_: None,
+) -> Shards:
+    """Reads all `sources` and writes shards to `out`, equal bytes for any number of `workers`. Without `tokenizer` a
+    BPE of `vocab_size` is trained on the traces first. Raises `UserError` for bad input; then nothing is written."""
+    out, files = Path(out), find_files(sources)
+    shard_writer.check_out(out, overwrite)
+    if workers < 1:
+        raise UserError(f"--workers {workers} must be at least 1")
+    if tokenizer is None:
+        tokenizer = train_bpe(_texts(_watched(files, read_as, progress, "tokenizer")), vocab_size)
+    rows = _watched(files, read_as, progress, "traces")
+    return _write(rows, out, tokenizer, settings, workers=workers, overwrite=overwrite)
+
+
+def prepare_traces(
+    traces: Iterable[Trace],
+    out: Path | str,
+    *,
+    tokenizer: Tokenizer,
+    settings: Settings = Settings(grade=False),
+    overwrite: bool = False,
+) -> Shards:
+    """`prepare` for traces that are in memory, in this process; their steps and verdicts are taken as they are."""
+    rows = (Row(trace, "", number) for number, trace in enumerate(traces, start=1))
+    return _write(rows, Path(out), tokenizer, settings, workers=1, overwrite=overwrite)
+
+
+def read_texts(
+    sources: Sequence[Path | str], *, read_as: ReadAs = ReadAs(), progress: Progress = lambda *_: None
+) -> Iterator[str]:
+    """Prompt and completion of every trace in `sources`: what a tokenizer is trained on."""
+    return _texts(_watched(find_files(sources), read_as, progress, "tokenizer"))
+
+
+def _texts(rows: Iterable[Row | Quarantined]) -> Iterator[str]:
+    for row in rows:
+        if isinstance(row, Row):
+            yield row.trace.prompt
+            yield row.trace.text
+
+
+def _watched(files: Sequence[File], read_as: ReadAs, progress: Progress, phase: str) -> Iterator[Row | Quarantined]:
+    """All rows of all files; tells `progress` after each job's worth and each file."""
+    count = 0
+    for done, file in enumerate(files):
+        for row in read_file(file, read_as):
+            count += isinstance(row, Row)
+            if count % JOB_ROWS == 0:
+                progress(phase, done, len(files), count)
+            yield row
+    progress(phase, len(files), len(files), count)
+
+
+def _write(
+    rows: Iterable[Row | Quarantined],
+    out: Path,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    *,
+    workers: int,
+    overwrite: bool,
+) -> Shards:
+    with shard_writer.ShardWriter(out, tokenizer=tokenizer, overwrite=overwrite) as writer:
+        writer.extra = {
+            "template": settings.template._asdict(),
+            "segment": settings.segment,
+            "max_tokens": settings.max_tokens,
+        }
+        work = ordered_map(Encode(tokenizer, settings), itertools.batched(rows, JOB_ROWS), workers=workers)
+        for result in itertools.chain.from_iterable(work):
+            if isinstance(result, Quarantined):
+                writer.quarantine(result)
+            else:
+                writer.add_record(*result)
+    return Shards.open(out)
+
+
+@dataclass(frozen=True)
+class Encode:
+    """The work of one process on one job: grade, segment, tokenize; rows that are no good come back with the reason."""
+
+    tokenizer: Tokenizer
+    settings: Settings
+
+    def __call__(self, rows: Sequence[Row | Quarantined]) -> list[tuple[bytes, Summary] | Quarantined]:
+        """One result for each row, in order."""
+        traces = [row.trace for row in rows if isinstance(row, Row)]
+        if self.settings.grade:
+            from mixdistill.traces import grade
+        graded = iter(grade.grade_traces(traces) if self.settings.grade else traces)
+        return [self._encode(row._replace(trace=next(graded))) if isinstance(row, Row) else row for row in rows]
+
+    def _encode(self, row: Row) -> tuple[bytes, Summary] | Quarantined:
+        trace = row.trace
+        excerpt = trace.text[:80]
+
+        def bad(reason: str) -> Quarantined:
+            return Quarantined(row.file, row.line, reason, trace.teacher, excerpt)
+
+        for name, text in (("prompt", trace.prompt), ("completion", trace.text)):
+            if not text.strip():
+                return bad(f"empty {name}")
+        try:
+            encoded = self._segmented(trace)
+            record = records.to_bytes(encoded)
+        except (UserError, UnicodeEncodeError):
+            return bad("broken Unicode (a lone surrogate)")
+        if len(encoded.tokens) > self.settings.max_tokens:
+            return bad(f"longer than {self.settings.max_tokens} tokens")
+        if self.tokenizer.unk_id is not None and self.tokenizer.unk_id in encoded.tokens:
+            return bad("words unknown to the tokenizer")
+        return record, summarise(encoded)
+
+    def _segmented(self, trace: Trace) -> EncodedTrace:
+        encoded = encode_trace(self.tokenizer, trace, self.settings.template)
+        if self.settings.segment == "auto":
+            return encoded
+        from mixdistill.traces import segment
+
+        steps = segment.RULES[self.settings.segment](trace.text)
+        other = encode_trace(self.tokenizer, dataclasses.replace(trace, steps=steps), self.settings.template)
+        # The tokens are the same, so the log-probabilities lie where they lay.
+        return other._replace(logprobs=encoded.logprobs)

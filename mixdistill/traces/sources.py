@@ -1,0 +1,104 @@
+"""Sources -> rows: the files behind the arguments of `prepare`, and their traces and bad rows in a fixed order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from mixdistill.errors import UserError
+from mixdistill.traces import manifest, readers
+from mixdistill.traces.shard_index import Quarantined
+from mixdistill.traces.trace import Trace
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
+COMPRESSIONS = (".gz", ".zst", ".zstd")
+DATASET_INFO = "dataset_info.json"  # a folder with this file is one dataset (Hugging Face on disk, or TFDS)
+NOT_TRACES = {DATASET_INFO, "dataset_dict.json", "state.json", "features.json"}
+
+
+class File(NamedTuple):
+    """A trace file, or a folder that is one dataset."""
+
+    path: Path
+    name: str  # from the source on, the same on every machine: it stands in the quarantine
+    chosen: bool  # given by name, not found in a folder: if it cannot be read, that is an error
+
+
+@dataclass(frozen=True)
+class ReadAs:
+    """How to read the files; None: find out."""
+
+    format: str | None = None
+    mapping: Mapping[str, str] | None = None
+    teacher: str | None = None
+    teacher_field: str | None = None
+
+
+class Row(NamedTuple):
+    """A trace and where it came from."""
+
+    trace: Trace
+    file: str
+    line: int  # from 1; 0: unknown
+
+
+def find_files(sources: Sequence[Path | str]) -> list[File]:
+    """The trace files among `sources` and, recursively, in those that are folders; folders in alphabetical order.
+    Raises `UserError` for a source that does not exist or a folder without any."""
+    files: list[File] = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise UserError(f"no such source: {source}; give files or folders of traces")
+        found = [File(path, _name(source, path), path == source) for path in _walk(source)]
+        if not found:
+            raise UserError(f"no trace files in {source}; known: {', '.join(SUFFIXES)}, also with .gz or .zst")
+        files += found
+    return files
+
+
+def _walk(source: Path) -> Iterator[Path]:
+    if source.is_file() or (source / DATASET_INFO).is_file():
+        yield source
+        return
+    if (source / manifest.MANIFEST).is_file():
+        return  # shards that an earlier run made here
+    for path in sorted(source.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path)
+        elif _may_hold_traces(path):
+            yield path
+
+
+def _may_hold_traces(path: Path) -> bool:
+    plain = path.with_suffix("") if path.suffix in COMPRESSIONS else path
+    return plain.suffix in SUFFIXES and path.name not in NOT_TRACES
+
+
+def _name(source: Path, path: Path) -> str:
+    return (Path(source.resolve().name) / path.relative_to(source)).as_posix()
+
+
+def read_file(file: File, read_as: ReadAs) -> Iterator[Row | Quarantined]:
+    """The rows of one file in order. A file that no reader takes raises `UserError` if it was chosen by name; one that
+    lay in a folder is one quarantined row."""
+    try:
+        for number, row in enumerate(
+            readers.read(
+                file.path,
+                format=read_as.format,
+                mapping=read_as.mapping,
+                teacher=read_as.teacher,
+                teacher_field=read_as.teacher_field,
+            ),
+            start=1,
+        ):
+            if isinstance(row, Trace):
+                yield Row(row, file.name, int(row.meta.get("line", number)))
+            else:
+                yield Quarantined(file.name, row.line, row.reason, excerpt=row.excerpt)
+    except UserError as error:
+        if file.chosen:
+            raise
+        yield Quarantined(file.name, 0, str(error))

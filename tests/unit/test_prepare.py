@@ -1,0 +1,85 @@
+import dataclasses
+
+import pytest
+
+from mixdistill.errors import UserError
+from mixdistill.traces.prepare import Settings, prepare_traces
+from mixdistill.traces.shards import quarantined
+from mixdistill.traces.templates import ChatTemplate
+from mixdistill.traces.tokenizer import train_bpe, word_level
+from mixdistill.traces.trace import Step, Trace, Verdict
+
+WORDS = word_level(["a", "b", "c"])
+GOOD = Trace("p", "a", (Step("b "), Step("c")), "c", "t", Verdict.WRONG, meta={"fold": "b", "source": "here"})
+
+
+def test_traces_in_memory(tmp_path):
+    shards = prepare_traces([GOOD, dataclasses.replace(GOOD, prompt="b")], tmp_path / "s", tokenizer=WORDS)
+    assert [shards[i].trace for i in range(2)] == [GOOD, dataclasses.replace(GOOD, prompt="b")]
+    assert shards.tokenizer.decode(shards[1].tokens) == "b b c"
+    assert shards.folds == ("b",)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (dataclasses.replace(GOOD, prompt=" \n"), "empty prompt"),
+        (dataclasses.replace(GOOD, steps=()), "empty completion"),
+        (dataclasses.replace(GOOD, steps=(Step("b"), Step("\ud800"))), "broken Unicode (a lone surrogate)"),
+        (dataclasses.replace(GOOD, meta={"note": "\ud800"}), "broken Unicode (a lone surrogate)"),
+        (dataclasses.replace(GOOD, steps=(Step("b " * 8),)), "longer than 9 tokens"),
+        (dataclasses.replace(GOOD, prompt="a z"), "words unknown to the tokenizer"),
+        (dataclasses.replace(GOOD, prompt="a <eos>"), "words unknown to the tokenizer"),
+    ],
+)
+def test_bad_traces_are_quarantined(tmp_path, bad, reason):
+    settings = Settings(grade=False, max_tokens=9)
+    shards = prepare_traces([GOOD, bad, GOOD], tmp_path / "s", tokenizer=WORDS, settings=settings)
+    assert len(shards) == 2
+    (row,) = quarantined(tmp_path / "s")
+    assert (row["line"], row["reason"], row["teacher"]) == (2, reason, "t")
+    assert shards.manifest["teachers"]["t"]["quarantined"] == 1
+
+
+def test_longest_allowed_trace_stays(tmp_path):
+    settings = Settings(grade=False, max_tokens=4)
+    assert len(prepare_traces([GOOD], tmp_path / "s", tokenizer=WORDS, settings=settings)) == 1
+
+
+def test_teacher_without_a_good_trace_is_not_in_the_list_of_teachers(tmp_path):
+    bad = dataclasses.replace(GOOD, prompt="", teacher="u")
+    shards = prepare_traces([GOOD, bad, bad], tmp_path / "s", tokenizer=WORDS)
+    assert shards.teachers == ("t",)
+    assert shards.manifest["teachers_without_traces"] == {"u": 2}
+
+
+def test_template_is_around_the_prompt_and_noted(tmp_path):
+    tokenizer = train_bpe(["Q: a A: b c"], 300)
+    settings = Settings(ChatTemplate("Q: ", "\nA: "), grade=False)
+    shards = prepare_traces([GOOD], tmp_path / "s", tokenizer=tokenizer, settings=settings)
+    assert tokenizer.decode(shards[0].tokens) == "Q: a\nA: b c"
+    assert shards.template == settings.template
+
+
+def test_log_probabilities_are_counted(tmp_path):
+    kept = dataclasses.replace(GOOD, steps=(Step("b ", (-1.0,)), Step("c", (-2.0,))))
+    dropped = dataclasses.replace(GOOD, steps=(Step("b ", (-1.0, -1.0)), Step("c")))
+    shards = prepare_traces([GOOD, kept, dropped, dropped], tmp_path / "s", tokenizer=WORDS)
+    row = shards.manifest["teachers"]["t"]
+    assert (row["logprobs_kept"], row["logprobs_dropped"]) == (1, 2)
+    assert shards.arrays(1).logprobs[1:3].tolist() == [-1.0, -2.0]
+
+
+def test_bad_settings():
+    with pytest.raises(UserError, match="at least 1"):
+        Settings(max_tokens=0)
+
+
+def test_interrupt_leaves_nothing(tmp_path):
+    def some():
+        yield GOOD
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_traces(some(), tmp_path / "s", tokenizer=WORDS)
+    assert list(tmp_path.iterdir()) == []
