@@ -23,6 +23,7 @@ ROOMS = [
     "gates",
     "objective",
     "memory",
+    "routers",
     "optimizers",
     "recipe",
     "diagnostics",

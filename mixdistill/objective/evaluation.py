@@ -1,0 +1,200 @@
+"""From an objective and a batch to sums, from sums to the loss, its gradient and the tallies."""
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mixdistill.errors import UserError
+from mixdistill.objective.build import Objective, Term
+from mixdistill.objective.tally import Counter, Tally
+from mixdistill.signals.signal import Bound
+from mixdistill.signals.steps import run_max, run_start, trace_run
+from mixdistill.signals.vocabulary import NAMES, vocabulary_pass
+
+if TYPE_CHECKING:
+    from mixdistill.students.student import Student
+
+# What a loss reads in place of a number under its closed gate: an ordinary log-probability, where derivatives are
+# finite.
+HARMLESS = -1.0
+
+
+class Sums(NamedTuple):
+    """What one microbatch adds: `jax.tree.map(jnp.add, a, b)` is the Sums of both."""
+
+    loss: Float[Array, "G"]  # of each group: coef x gates x loss, added over tokens, in nats; differentiable
+    weight: Float[Array, "G"]  # of each group: product of gates, added over tokens
+    valid: Float[Array, ""]  # tokens that may be trained on
+    tallies: dict[str, Tally]
+
+
+def evaluate(
+    objective: Objective, student: "Student", params: Any, batch: Mapping[str, Array], **context: Any
+) -> tuple[Tally, dict[str, Tally]]:
+    """The loss and everything that is counted. `context` as for `sums`.
+
+    The loss is `sum / weight`, in nats per token; to differentiate it take `sums_and_gradients`. If every gate is
+    closed its weight is 0 and so is its sum. Tallies: "loss", "tokens" (valid, of all places), "kept" (of the valid),
+    "loss/<term>", "gate/<term>/<gate>" (tokens open, of the valid), "invalid/<term>/<gate>" (NaN or negative gates,
+    taken as closed), "no_data" (1 if every gate is closed); and per teacher, `[K]`: "teacher/tokens", "teacher/nll",
+    "teacher/content_nll", "teacher/kept", "teacher/traces_kept", "teacher/gate/<term>/<gate>", "teacher/nonfinite"
+    (tokens with a NLL that is not finite; they are left out elsewhere) and "teacher/<name>" for every watched signal.
+    """
+    return combine(objective, sums(objective, student, params, batch, **context))
+
+
+def sums(
+    objective: Objective,
+    student: "Student",
+    params: Any,
+    batch: Mapping[str, Array],
+    *,
+    train_step: Any,
+    memory: Mapping[str, Any] | None = None,
+    mesh: Any = None,
+    rules: Any = None,
+) -> Sums:
+    """Loss sums, weights and tallies of one (micro)batch.
+
+    `memory` holds the value of each of `objective.memory` (`mixdistill.memory.init_memory`). With `mesh` and `rules` a
+    vocabulary that the rules split over the mesh stays split.
+    """
+    made = _vocabulary(objective, student, params, batch, mesh, rules)
+    return sums_of_signals(objective, {**batch, **made}, train_step=train_step, memory=memory)
+
+
+def sums_and_gradients(
+    objective: Objective, student: "Student", params: Any, batch: Mapping[str, Array], **context: Any
+) -> tuple[Sums, tuple[Any, ...]]:
+    """`sums`, and for each group the gradient of its loss sum with respect to `params`. Both add over microbatches."""
+
+    def losses(params):
+        total = sums(objective, student, params, batch, **context)
+        return total.loss, total
+
+    loss, pull_back, total = jax.vjp(losses, params, has_aux=True)
+    return total, tuple(pull_back(unit)[0] for unit in jnp.eye(len(objective.groups), dtype=loss.dtype))
+
+
+def divisors(objective: Objective, total: Sums) -> Float[Array, "G"]:
+    """What each group's loss sum is divided by; 1 where there is nothing at all to divide."""
+    if objective.normalise == "valid":
+        divisor = jnp.broadcast_to(total.valid, total.weight.shape)
+    else:
+        divisor = jnp.maximum(total.weight, objective.min_coverage * total.valid)
+    return jnp.where(divisor > 0, divisor, 1.0)
+
+
+def mean_gradient(objective: Objective, total: Sums, gradients: tuple[Any, ...]) -> Any:
+    """The gradient of the loss, from what `sums_and_gradients` gave, added over microbatches."""
+    by = divisors(objective, total)
+    scaled = [jax.tree.map(lambda x, g=g: x / by[g].astype(x.dtype), tree) for g, tree in enumerate(gradients)]
+    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), scaled)
+
+
+def combine(objective: Objective, total: Sums) -> tuple[Tally, dict[str, Tally]]:
+    """The loss as one Tally, and all tallies, from sums over everything that belongs to one train step."""
+    by = divisors(objective, total)
+    data = total.weight.sum() > 0
+    # One group: its sum and denominator. Several: weighted so that sum / weight is still the loss that is minimised.
+    weight = jnp.where(data, by.sum(), 0.0)
+    loss = Tally((total.loss / by).sum() * weight, weight)
+    no_data = Tally(1.0 - data.astype(jnp.float32), jnp.ones((), jnp.float32))
+    return loss, {"loss": loss, "no_data": no_data, **total.tallies}
+
+
+def sums_of_signals(
+    objective: Objective, given: Mapping[str, Array], *, train_step: Any, memory: Mapping[str, Any] | None = None
+) -> Sums:
+    """`sums` from the given signals (batch fields and vocabulary signals) alone: no model needed."""
+    context = {"train_step": train_step, "teachers": objective.teachers}
+    given = {**given, **context, **(memory or {})}
+    if missing := sorted(objective.graph.roots - set(given)):
+        raise UserError(f"the objective reads {missing[0]!r}, which is neither in the batch nor in memory")
+    values = objective.graph.compute(given)
+    valid = values["valid"]
+    count = Counter(values["teacher_id"], len(objective.teachers))
+    loss, weight, kept = [], [], jnp.zeros_like(valid)
+    for names in objective.groups:
+        added = [_term(objective.terms[name], name, values, count) for name in names]
+        loss.append(jnp.stack([a.loss for a in added]).sum())
+        weight.append(added[0].weight)
+        kept = functools.reduce(jnp.logical_or, [a.kept for a in added], kept)
+    _count_standard(values, kept, count)
+    for name in objective.watched:
+        count.teachers(f"teacher/{name}", values[name], valid)
+    return Sums(jnp.stack(loss), jnp.stack(weight), valid.sum(dtype=jnp.float32), count.tallies)
+
+
+class _Added(NamedTuple):
+    loss: Float[Array, ""]
+    weight: Float[Array, ""]
+    kept: Bool[Array, "B T"]
+
+
+def _term(term: Term, name: str, values: Mapping[str, Any], count: "Counter") -> _Added:
+    """coef x gates x loss, added over tokens. Where a gate is closed neither a value nor a gradient gets through."""
+    valid = values["valid"]
+    weight = valid.astype(jnp.float32)
+    for gate_name, gate in zip(term.gate_names, term.gates, strict=True):
+        factor = jax.lax.stop_gradient(_per_token("gate", gate, values))
+        good = jnp.isfinite(factor) & (factor >= 0)
+        factor = jnp.where(good, factor, 0.0)
+        weight = weight * factor
+        count.share(f"gate/{name}/{gate_name}", factor > 0, valid)
+        count.share(f"invalid/{name}/{gate_name}", ~good, valid)
+        count.teachers(f"teacher/gate/{name}/{gate_name}", factor > 0, valid)
+    kept = weight > 0
+    # The double where: the loss sees harmless numbers where it is closed, so that its derivative there is finite.
+    shielded = {source: _shield(values[source], kept) for source in term.loss.needs.values()}
+    nats = jnp.where(kept, _per_token("loss", term.loss, {**values, **shielded}), 0.0)
+    total, divisor = (weight * nats).sum(), weight.sum()
+    count.tallies[f"loss/{name}"] = jax.lax.stop_gradient(Tally(total, divisor))
+    coef = term.coef(values["train_step"]) if callable(term.coef) else term.coef
+    return _Added(coef * total, divisor, kept)
+
+
+def _shield(value: Any, kept: Bool[Array, "B T"]) -> Any:
+    if not (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating) and value.shape[:2] == kept.shape):
+        return value
+    return jnp.where(kept.reshape(*kept.shape, *(1,) * (value.ndim - 2)), value, HARMLESS)
+
+
+def _per_token(kind: str, bound: Bound, values: Mapping[str, Any]) -> Float[Array, "B T"]:
+    result = jnp.asarray(bound(values))
+    if result.shape != values["valid"].shape:
+        raise UserError(f"{kind} {bound.name} gave shape {result.shape}; it has to be one number per token, [B, T]")
+    return result.astype(jnp.float32)
+
+
+def _count_standard(values: Mapping[str, Any], kept: Bool[Array, "B T"], count: Counter) -> None:
+    """The tallies that every objective has."""
+    valid, nll = values["valid"], -values["label_logprob"]
+    run = trace_run(values["segment_id"])
+    count.share("tokens", valid, jnp.ones_like(valid))
+    count.share("kept", kept, valid)
+    count.teachers("teacher/tokens", jnp.ones_like(nll), valid)
+    count.teachers("teacher/nll", nll, valid)
+    count.teachers("teacher/content_nll", nll, values["content"])
+    count.teachers("teacher/kept", kept, valid)
+    count.teachers("teacher/traces_kept", run_max(kept, run), run_start(run, valid))
+    count.teachers("teacher/nonfinite", ~jnp.isfinite(nll), valid)
+
+
+def _vocabulary(objective, student, params, batch, mesh, rules) -> dict[str, Array]:
+    """The vocabulary signals that the objective reads, from one vocabulary pass."""
+    hidden = student.hidden(params, batch)
+    stats = vocabulary_pass(
+        hidden,
+        student.unembed(params),
+        batch["target"][..., None],
+        valid=batch["valid"],
+        top_k=min(20, student.vocab_size),
+        soft_cap=student.soft_cap,
+        layout=student.unembed_layout,
+    )
+    return {name: NAMES[name](stats) for name in objective.vocabulary_names}

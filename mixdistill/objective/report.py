@@ -1,0 +1,40 @@
+"""An objective as text, and what a user has to hear about one train step."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mixdistill.data.fields import FIELDS
+from mixdistill.objective.build import Objective
+from mixdistill.objective.tally import Tally
+
+
+def explain(objective: Objective) -> str:
+    """The graph as text: every term, what its gates and loss read, how each derived signal is made, and the rest."""
+    graph, lines = objective.graph, []
+    for name, term in objective.terms.items():
+        coef = "schedule" if callable(term.coef) else term.coef
+        lines.append(f"{name} = {' x '.join([str(coef), *(gate.label for gate in term.gates), term.loss.label])}")
+        lines += [f"  {bound.name} reads {', '.join(bound.needs.values())}" for bound in (*term.gates, term.loss)]
+    lines += ["signals"] + [f"  {name} <- {', '.join(bound.needs.values())}" for name, bound in graph.order.items()]
+    lines.append(f"vocabulary pass: {', '.join(objective.vocabulary_names)}")
+    lines.append(f"batch fields: {', '.join(sorted(graph.roots & {*FIELDS, *objective.fields}))}")
+    if objective.memory:
+        lines.append(f"memory: {', '.join(objective.memory)}")
+    lines.append(f"groups with a common denominator: {'; '.join(', '.join(group) for group in objective.groups)}")
+    return "\n".join(lines)
+
+
+def complaints(tallies: Mapping[str, Tally]) -> list[str]:
+    """What to tell the user after a train step, from fetched tallies: broken gates, no data, a loss not finite."""
+    found = []
+    for name, tally in tallies.items():
+        if name.startswith("invalid/") and tally.sum > 0:
+            found.append(
+                f"gate {name.removeprefix('invalid/')} gave NaN or a negative number at {int(tally.sum)} tokens"
+            )
+        if name.startswith("loss/") and not np.isfinite(tally.sum):
+            found.append(f"loss {name.removeprefix('loss/')} is not finite at tokens that its gates keep")
+    if tallies["no_data"].sum > 0:
+        found.append("no data: every gate of every term is closed, so nothing was learned")
+    return found
