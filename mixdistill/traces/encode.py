@@ -89,12 +89,12 @@ def _encode_after(tokenizer: Tokenizer, tail: str, text: str) -> tuple[list[int]
     if not tail:
         return [], tokenizer.encode_with_offsets(text)
     alone, whole = tokenizer.encode(tail), tokenizer.encode_with_offsets(tail + text)
-    end = len(alone)
+    end, border = len(alone), len(tail)
     before, after = whole.offsets[:end], whole.offsets[end:]
-    straddles = any(stop > len(tail) for _, stop in before[-1:]) or any(start < len(tail) for start, _ in after[:1])
+    straddles = any(stop > border for _, stop in before[-1:]) or any(start < border for start, _ in after[:1])
     if whole.ids[:end] != alone or straddles:
         return alone, tokenizer.encode_with_offsets(text)
-    return alone, Encoding(whole.ids[end:], [(start - len(tail), stop - len(tail)) for start, stop in after])
+    return alone, Encoding(whole.ids[end:], [(start - border, stop - border) for start, stop in after])
 
 
 def _logprobs(steps: tuple[Step, ...], step_id: np.ndarray, num_prompt: int) -> np.ndarray | None:

@@ -10,6 +10,8 @@ from mixdistill.errors import UserError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
+FIELDS = ("tokenizer", "vocab_size", "num_traces", "num_tokens", "teachers", "folds", "verdicts", "shards", "files")
+
 Verify = Literal["fast", "full", "none"]
 
 
@@ -48,6 +50,9 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has schema {schema!r}; this version of mixdistill reads {SCHEMA_VERSION}: prepare the shards again"
         )
+    missing = [name for name in FIELDS if name not in manifest]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; prepare the shards again")
     return manifest
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -39,17 +40,27 @@ def ordered_map[Job, Result](
 def _windowed(pool: concurrent.futures.Executor, jobs: Iterator, ahead: int) -> Iterator:
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     for job in jobs:
-        waiting.append(pool.submit(_run, job))
+        with _uninterrupted():
+            waiting.append(pool.submit(_run, job))  # starts the processes, the first times
         if len(waiting) == ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C back. Processes started meanwhile never see it: it goes to the whole group, and the parent alone
+    decides what it means."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(function: Callable) -> None:
     global _function
-    # Ctrl-C goes to the whole process group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _function = function
 
 

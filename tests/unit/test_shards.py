@@ -153,6 +153,8 @@ def damage(folder: Path, how: str) -> None:
             (folder / "manifest.json").write_text('{"schema": 1')
         case "schema":
             (folder / "manifest.json").write_text(json.dumps(manifest | {"schema": 99}))
+        case "field gone":
+            (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "folds"}))
         case "file gone":
             shard.unlink()
         case "file cut":
@@ -170,6 +172,7 @@ def damage(folder: Path, how: str) -> None:
         ("no manifest", r"holds no manifest\.json"),
         ("manifest cut", "is not a manifest"),
         ("schema", "schema 99; this version of mixdistill reads 1"),
+        ("field gone", "lacks folds"),
         ("file gone", r"traces-00000\.array_record is missing"),
         ("file cut", "bytes, the manifest says"),
         ("byte changed", "was changed"),
