@@ -34,8 +34,8 @@ class Generated(NamedTuple):
 def greedy(
     student: Student,
     params: Params,
-    prompts: Int[Array, "B P"],
-    lengths: Int[Array, "B"],
+    prompts: Int[Array, "B P"] | np.ndarray,
+    lengths: Int[Array, "B"] | np.ndarray,
     *,
     max_new: int,
     eos_id: int,

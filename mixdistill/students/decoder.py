@@ -179,8 +179,9 @@ class Decoder(nnx.Module):
 
         x = self.embed[...][tokens].astype(self.config.dtype)
         order = jnp.arange(self.config.layers)
-        scan = functools.partial(jax.lax.scan, unroll=min(self.config.unroll, self.config.layers))
-        (x, cache), _ = scan(_remat(block, self.config.remat), (x, cache), (order, stacked))
+        # A cache is updated in place only while the scan stays a loop.
+        unroll = min(self.config.unroll, self.config.layers) if cache is None else 1
+        (x, cache), _ = jax.lax.scan(_remat(block, self.config.remat), (x, cache), (order, stacked), unroll=unroll)
         return layers.rms_norm(x, self.norm[...], self.config.norm_eps), cache
 
 

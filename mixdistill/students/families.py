@@ -5,7 +5,7 @@ from mixdistill.students.config import DecoderConfig, RopeScaling
 
 def tiny(vocab_size: int) -> DecoderConfig:
     """For tests and laptops: 2 layers of width 64, a Llama in miniature."""
-    return DecoderConfig(vocab_size=vocab_size, embed=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=192)
+    return DecoderConfig(vocab_size=vocab_size, embed=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=192, unroll=2)
 
 
 def small(vocab_size: int) -> DecoderConfig:
@@ -27,6 +27,7 @@ def chain(vocab_size: int) -> DecoderConfig:
         mlp=256,
         mlp_kind="gelu",
         rope_base=100.0,
+        unroll=2,
     )
 
 
@@ -44,6 +45,7 @@ def walk(vocab_size: int) -> DecoderConfig:
         mlp_kind="relu",
         rope_base=None,
         conv_width=3,
+        unroll=2,
     )
 
 
