@@ -6,7 +6,6 @@ positional parameter read another signal. `resolve` orders all functions once, w
 name fails there, and the vocabulary pass learns which of its statistics are wanted.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from mixdistill.errors import UserError, unknown
 Signal = Callable[..., Any]
 Schedule = Callable[[Any], Any]  # train_step -> value, as in optax
 TWICE = "there are two signals of the name {!r}; rename the function"
-POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+CIRCLE = "signals read each other in a circle: {}"
 
 
 class Scheduled(NamedTuple):
@@ -91,14 +90,17 @@ def _parameters(fn: Signal) -> tuple[list[str], dict[str, Any]]:
     """Names of the signals read, and knobs with their defaults."""
     if not callable(fn) or not hasattr(fn, "__name__"):
         raise UserError(f"{fn!r} is not a function; signals, losses and gates are functions of named arrays")
-    parameters = inspect.signature(fn).parameters.values()
-    for p in parameters:
+    reads, defaults = [], {}
+    for p in inspect.signature(fn).parameters.values():
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             raise UserError(f"{fn.__name__} takes {str(p)!r}; name every signal that it reads")
-        if p.kind in POSITIONAL and p.default is not p.empty:
+        if p.kind is p.KEYWORD_ONLY:
+            defaults[p.name] = p.default
+        elif p.default is not p.empty:
             raise UserError(f"{fn.__name__}: {p.name!r} is positional, so it is a signal; make a knob keyword-only")
-    reads = [p.name for p in parameters if p.kind in POSITIONAL]
-    return reads, {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        else:
+            reads.append(p.name)
+    return reads, defaults
 
 
 class Graph(NamedTuple):
@@ -120,44 +122,29 @@ def resolve(wanted: Sequence[Signal | Bound], signals: Iterable[Signal | Bound],
 
     Raises `UserError` for a name that nobody makes (with the nearest), for two signals of one name, and for cycles.
     """
-    known, readers = set(known), [use(fn) for fn in wanted]
-    table = _table(signals, known)
+    known, table = set(known), {fn.name: fn for fn in map(use, signals)}
     order, roots, path = {}, set(), []
+    for bound in map(use, signals):
+        if bound.name in known or table[bound.name] != bound:
+            raise UserError(TWICE.format(bound.name))
 
     def visit(reader: Bound) -> None:
-        makers = table | _table(reader.sources, known)
-        for parameter, name in reader.needs.items():
+        makers = table | {source.label: source for source in reader.sources}
+        for name in reader.needs.values():
             if name in path:
-                raise UserError(
-                    f"signals read each other in a circle: {' -> '.join([*path[path.index(name) :], name])}"
-                )
-            if name not in known | set(makers):
-                raise _unreadable(reader, parameter, name, known | set(makers))
-            if name in known:
+                raise UserError(CIRCLE.format(" -> ".join([*path[path.index(name) :], name])))
+            if name in known and name not in makers:
                 roots.add(name)
-            elif order.get(name, makers[name]) != makers[name]:
+            elif name not in makers:
+                names = str(unknown("signal", name, known | set(makers))).partition("; ")[2]
+                raise UserError(f"{reader.name} reads {name!r}; {names.replace('known:', 'known signals:')}")
+            elif name in known or order.get(name, makers[name]) != makers[name]:
                 raise UserError(TWICE.format(name))
             elif name not in order:
                 path.append(name)
                 visit(makers[name])
                 order[path.pop()] = makers[name]
 
-    for reader in readers:
-        visit(reader)
+    for fn in wanted:
+        visit(use(fn))
     return Graph(order, frozenset(roots))
-
-
-def _table(signals: Iterable[Signal | Bound], known: set[str]) -> dict[str, Bound]:
-    table: dict[str, Bound] = {}
-    for bound in map(use, signals):
-        if bound.label in known or table.get(bound.label, bound) != bound:
-            raise UserError(TWICE.format(bound.label))
-        table[bound.label] = bound
-    return table
-
-
-def _unreadable(reader: Bound, parameter: str, name: str, known: Iterable[str]) -> UserError:
-    names = sorted(known)
-    hint = "".join(f"did you mean {near!r}? " for near in difflib.get_close_matches(name, names, n=1))
-    at = "" if parameter == name else f" for its {parameter!r}"
-    return UserError(f"{reader.name} reads {name!r}{at}; {hint}known signals: {', '.join(names)}")
