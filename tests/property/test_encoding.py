@@ -1,5 +1,7 @@
 """What must hold of every encoded trace, for any text, cut into steps anywhere."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,15 +12,30 @@ from mixdistill.traces.tokenizer import train_bpe
 from mixdistill.traces.trace import Step, Trace
 
 BPE = train_bpe(["So we add. Then 12 + 30 = 42.\n\nThe answer is 42. Wait, <eos>\n\n"] * 8, 400)
-TEXT = st.text(
-    st.one_of(st.sampled_from("So we add. Then 1234\n\n<eos>"), st.characters(exclude_categories=["Cs"])), max_size=40
+# Half natural text, whose words are single tokens, so that borders of prompt and steps fall inside tokens.
+WORDS = st.sampled_from(
+    ["So", " we", " add", ".", " Then", " ", "12", " +", " =", ".\n\n", "\n", "The", " answer", "<eos>"]
 )
-PIECES = st.lists(TEXT, min_size=1, max_size=5)
+TEXT = st.one_of(
+    st.lists(WORDS, max_size=12).map("".join), st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+)
+
+
+@st.composite
+def cut(draw, most: int = 4) -> list[str]:
+    """A text, cut anywhere."""
+    text = draw(TEXT)
+    cuts = [0, *sorted(draw(st.lists(st.integers(0, len(text)), max_size=most))), len(text)]
+    return [text[i:j] for i, j in itertools.pairwise(cuts)]
+
+
+PIECES = cut()
 TEMPLATES = st.sampled_from([PLAIN, ChatTemplate("Q<pad>", "\n<eos>A:"), ChatTemplate("<pad>", "\n")])
 
 
-@given(TEXT, PIECES, TEMPLATES)
-def test_spans(prompt: str, pieces: list[str], template: ChatTemplate):
+@given(PIECES, TEMPLATES)
+def test_spans(pieces: list[str], template: ChatTemplate):
+    prompt, *pieces = [*pieces, ""]
     trace = Trace("p", prompt, tuple(map(Step, pieces)), "", "t")
     tokens, step_id, num_prompt, _, _, _ = encode_trace(BPE, trace, template)
     completion = tokens[num_prompt:-1]
