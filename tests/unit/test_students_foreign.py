@@ -43,7 +43,7 @@ class Gpt(nnx.Module):
         order = jnp.arange(segment.shape[1])
         mask = ((segment[:, :, None] == segment[:, None, :]) & (order[:, None] >= order))[:, None]
         x = self.tokens(batch["tokens"]) + self.positions(batch["position"])
-        for place, shift in enumerate(self.shifts):
+        for place, shift in enumerate(self.shifts, 1):
             x = x + 0.1 * place * shift
         for layer in self.layers:
             x = layer(x, mask)
