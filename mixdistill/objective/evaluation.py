@@ -92,7 +92,10 @@ def divisors(objective: Objective, total: Sums) -> Float[Array, "G"]:
 def mean_gradient(objective: Objective, total: Sums, gradients: tuple[Any, ...]) -> Any:
     """The gradient of the loss, from what `sums_and_gradients` gave, added over microbatches."""
     by = divisors(objective, total)
-    scaled = [jax.tree.map(lambda x, g=g: x / by[g].astype(x.dtype), tree) for g, tree in enumerate(gradients)]
+    scaled = [
+        jax.tree.map(lambda x, g=g: (x.astype(jnp.float32) / by[g]).astype(x.dtype), tree)
+        for g, tree in enumerate(gradients)
+    ]
     return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), scaled)
 
 
@@ -122,7 +125,7 @@ def sums_of_signals(
     for names in objective.groups:
         added = [_term(objective.terms[name], name, values, count) for name in names]
         loss.append(jnp.stack([a.loss for a in added]).sum())
-        weight.append(added[0].weight)
+        weight.append(jnp.stack([a.weight for a in added]).max())  # equal, but under "valid" where none is used
         kept = functools.reduce(jnp.logical_or, [a.kept for a in added], kept)
     _count_standard(values, kept, count)
     for name in objective.watched:
@@ -179,7 +182,7 @@ def _count_standard(values: Mapping[str, Any], kept: Bool[Array, "B T"], count: 
     count.share("kept", kept, valid)
     count.teachers("teacher/tokens", jnp.ones_like(nll), valid)
     count.teachers("teacher/nll", nll, valid)
-    count.teachers("teacher/content_nll", nll, values["content"])
+    count.teachers("teacher/content_nll", nll, valid & values["content"])
     count.teachers("teacher/kept", kept, valid)
     count.teachers("teacher/traces_kept", run_max(kept, run), run_start(run, valid))
     count.teachers("teacher/nonfinite", ~jnp.isfinite(nll), valid)
