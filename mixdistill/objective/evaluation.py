@@ -18,9 +18,9 @@ from mixdistill.signals.vocabulary import NAMES, vocabulary_pass
 if TYPE_CHECKING:
     from mixdistill.students.student import Student
 
-# What a loss reads in place of a number under its closed gate: an ordinary log-probability, where derivatives are
-# finite.
+# What a loss reads in place of a number under its closed gate: an ordinary log-probability, with finite derivatives.
 HARMLESS = -1.0
+ALWAYS_READ = {"valid", "segment_id", "teacher_id", "content", "label_logprob"}  # by the standard tallies
 
 
 class Sums(NamedTuple):
@@ -116,7 +116,7 @@ def sums_of_signals(
     """`sums` from the given signals (batch fields and vocabulary signals) alone: no model needed."""
     context = {"train_step": train_step, "teachers": objective.teachers}
     given = {**given, **context, **(memory or {})}
-    if missing := sorted(objective.graph.roots - set(given)):
+    if missing := sorted((objective.graph.roots | ALWAYS_READ) - set(given)):
         raise UserError(f"the objective reads {missing[0]!r}, which is neither in the batch nor in memory")
     values = objective.graph.compute(given)
     valid = values["valid"]
