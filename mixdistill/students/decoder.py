@@ -250,7 +250,6 @@ def make_student(config: DecoderConfig) -> Student:
     """The decoder of `config` as a Student. Hidden states come in `config.dtype`."""
     build = functools.partial(_build, config)
     definition, state = nnx.split(nnx.eval_shape(build, jax.random.key(0), graph=False), graph=False)
-    # weak_type and metadata stay behind: what leaves this function are plain dicts
     axes: Axes = jax.tree.map(lambda p: p.get_metadata("logical_axes"), _nested(state), is_leaf=_is_param)
 
     @jax.jit
@@ -272,6 +271,7 @@ def make_student(config: DecoderConfig) -> Student:
         soft_cap=config.soft_cap,
         unembed_layout="vd" if config.tied else "dv",
         cache=_cache_functions(config, definition),
+        config=config,
     )
 
 

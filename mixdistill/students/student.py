@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mixdistill.students.config import DecoderConfig
+
 Params = dict[str, Any]  # nested dict of arrays
 Axes = dict[str, Any]  # the same tree, with a tuple of logical axis names (or None) for each array
 Key = jax.Array
@@ -34,6 +36,7 @@ class Student(NamedTuple):
     soft_cap: float | None = None  # logits become soft_cap * tanh(logits / soft_cap)
     unembed_layout: Literal["dv", "vd"] = "dv"
     cache: Cache | None = None
+    config: DecoderConfig | None = None  # of a decoder; None for a foreign module
 
 
 def logits(student: Student, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
