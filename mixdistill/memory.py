@@ -5,28 +5,16 @@ after it has seen every earlier train step. A teacher without data keeps its val
 left out and counted, so one bad batch cannot poison a run.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mixdistill.errors import UserError
-from mixdistill.objective import Objective, Tally
+from mixdistill.objective import Memory, Objective, Tally, Value
 
-Value = dict[str, Array]
-
-
-class Memory(NamedTuple):
-    """`init(num_teachers)` gives the first value, `update(value, tallies, train_step)` the next; both pure.
-
-    A value with "weights" float32[K] and "ready" bool[] is a router's: once ready, the loop hands its weights to the
-    mixture every `every` train steps.
-    """
-
-    init: Callable[[int], Value]
-    update: Callable[[Value, Mapping[str, Tally], Any], Value]
-    every: int = 0  # train steps between two changes of the mixture; 0: no router
+__all__ = ["Memory", "Value", "init_memory", "running", "update_memory"]
 
 
 def init_memory(objective: Objective) -> dict[str, Value]:

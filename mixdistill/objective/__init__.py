@@ -13,7 +13,7 @@ With one group (the usual case) that is one backward pass a microbatch. Everythi
 for gates marked `batch_wide` (quantiles), which are defined on the microbatch.
 """
 
-from mixdistill.objective.build import Objective, Term
+from mixdistill.objective.build import Memory, Objective, Term, Value
 from mixdistill.objective.evaluation import (
     Sums,
     combine,
@@ -28,10 +28,12 @@ from mixdistill.objective.report import complaints, explain
 from mixdistill.objective.tally import Tally
 
 __all__ = [
+    "Memory",
     "Objective",
     "Sums",
     "Tally",
     "Term",
+    "Value",
     "combine",
     "complaints",
     "divisors",

@@ -1,24 +1,39 @@
 """Term and Objective: what is minimised, resolved and tried out when it is built."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from mixdistill.data.fields import FIELDS
 from mixdistill.errors import UserError
+from mixdistill.objective.tally import Tally
 from mixdistill.signals.signal import Bound, Graph, Schedule, Signal, resolve, use
 from mixdistill.signals.standard import STANDARD
 from mixdistill.signals.vocabulary import NAMES
 
-if TYPE_CHECKING:
-    from mixdistill.memory import Memory
-
+MADE = frozenset(NAMES) - {"topk_logprob"}  # shards do not carry the teachers' top ids yet
 CONTEXT = ("train_step", "teachers")  # readable by name, but not [B, T]: an int32 scalar; the teachers' names
+
+
+Value = dict[str, Array]  # of a memory entry
+
+
+class Memory(NamedTuple):
+    """`init(num_teachers)` gives the first value, `update(value, tallies, train_step)` the next; both pure.
+
+    A value with "weights" float32[K] and "ready" bool[] is a router's: once ready, the loop hands its weights to the
+    mixture every `every` train steps.
+    """
+
+    init: Callable[[int], Value]
+    update: Callable[[Value, Mapping[str, Tally], Any], Value]
+    every: int = 0  # train steps between two changes of the mixture; 0: no router
 
 
 @dataclass(frozen=True)
@@ -30,13 +45,20 @@ class Term:
     gates: tuple[Signal | Bound, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "loss", use(self.loss))
-        object.__setattr__(self, "gates", tuple(map(use, self.gates)))
+        _ = self.bound_loss, self.bound_gates
+
+    @property
+    def bound_loss(self) -> Bound:
+        return use(self.loss)
+
+    @property
+    def bound_gates(self) -> tuple[Bound, ...]:
+        return tuple(map(use, self.gates))
 
     @property
     def gate_names(self) -> tuple[str, ...]:
         """The gates' names; a repeated name gets a number."""
-        names = [gate.name for gate in self.gates]
+        names = [gate.name for gate in self.bound_gates]
         before = [names[:i].count(name) for i, name in enumerate(names)]
         return tuple(f"{name}_{n + 1}" if n else name for name, n in zip(names, before, strict=True))
 
@@ -54,7 +76,7 @@ class Objective:
     signals: tuple[Signal | Bound, ...] = STANDARD
     normalise: Literal["kept", "valid"] = "kept"  # "kept": a closed gate does not shrink the step; "valid": it does
     min_coverage: float = 0.05  # under "kept" the denominator is at least this share of the valid tokens
-    memory: Mapping[str, "Memory"] = field(default_factory=dict)
+    memory: Mapping[str, Memory] = field(default_factory=dict)
     watch: tuple[Signal | Bound | str, ...] = ()
     fields: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
@@ -75,9 +97,9 @@ class Objective:
     @functools.cached_property
     def graph(self) -> Graph:
         """Every derived signal that is read, in order, and the given names that are read (`graph.roots`)."""
-        bound = [fn for term in self.terms.values() for fn in (*term.gates, term.loss)]
+        bound = [fn for term in self.terms.values() for fn in (*term.bound_gates, term.bound_loss)]
         watched = [use(_watched, signal=w) for w in self.watch]
-        return resolve([*bound, *watched], self.signals, {*FIELDS, *NAMES, *CONTEXT, *self.memory, *self.fields})
+        return resolve([*bound, *watched], self.signals, {*FIELDS, *MADE, *CONTEXT, *self.memory, *self.fields})
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -87,7 +109,7 @@ class Objective:
     @property
     def vocabulary_names(self) -> tuple[str, ...]:
         """What the vocabulary pass has to make."""
-        return tuple(sorted((self.graph.roots | {"label_logprob"}) & set(NAMES)))
+        return tuple(sorted((self.graph.roots | {"label_logprob"}) & MADE))
 
     @functools.cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -97,9 +119,9 @@ class Objective:
         gates: list[tuple[Bound, ...]] = []
         names: list[list[str]] = []
         for name, term in self.terms.items():
-            if term.gates not in gates:
-                gates, names = [*gates, term.gates], [*names, []]
-            names[gates.index(term.gates)].append(name)
+            if term.bound_gates not in gates:
+                gates, names = [*gates, term.bound_gates], [*names, []]
+            names[gates.index(term.bound_gates)].append(name)
         return tuple(map(tuple, names))
 
     def with_teachers(self, teachers: tuple[str, ...]) -> "Objective":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # What a loss reads in place of a number under its closed gate: an ordinary log-probability, with finite derivatives.
 HARMLESS = -1.0
+TOP_K = 20  # DeepConf's k (arXiv:2508.15260)
 ALWAYS_READ = {"valid", "segment_id", "teacher_id", "content", "label_logprob"}  # by the standard tallies
 
 
@@ -143,7 +144,7 @@ def _term(term: Term, name: str, values: Mapping[str, Any], count: "Counter") ->
     """coef x gates x loss, added over tokens. Where a gate is closed neither a value nor a gradient gets through."""
     valid = values["valid"]
     weight = valid.astype(jnp.float32)
-    for gate_name, gate in zip(term.gate_names, term.gates, strict=True):
+    for gate_name, gate in zip(term.gate_names, term.bound_gates, strict=True):
         factor = jax.lax.stop_gradient(_per_token("gate", gate, values))
         good = jnp.isfinite(factor) & (factor >= 0)
         factor = jnp.where(good, factor, 0.0)
@@ -153,8 +154,8 @@ def _term(term: Term, name: str, values: Mapping[str, Any], count: "Counter") ->
         count.teachers(f"teacher/gate/{name}/{gate_name}", factor > 0, valid)
     kept = weight > 0
     # The double where: the loss sees harmless numbers where it is closed, so that its derivative there is finite.
-    shielded = {source: _shield(values[source], kept) for source in term.loss.needs.values()}
-    nats = jnp.where(kept, _per_token("loss", term.loss, {**values, **shielded}), 0.0)
+    shielded = {source: _shield(values[source], kept) for source in term.bound_loss.needs.values()}
+    nats = jnp.where(kept, _per_token("loss", term.bound_loss, {**values, **shielded}), 0.0)
     total, divisor = (weight * nats).sum(), weight.sum()
     count.tallies[f"loss/{name}"] = jax.lax.stop_gradient(Tally(total, divisor))
     coef = term.coef(values["train_step"]) if callable(term.coef) else term.coef
@@ -190,14 +191,27 @@ def _count_standard(values: Mapping[str, Any], kept: Bool[Array, "B T"], count: 
 
 def _vocabulary(objective, student, params, batch, mesh, rules) -> dict[str, Array]:
     """The vocabulary signals that the objective reads, from one vocabulary pass."""
-    hidden = student.hidden(params, batch)
+    names = objective.vocabulary_names
     stats = vocabulary_pass(
-        hidden,
+        student.hidden(params, batch),
         student.unembed(params),
         batch["target"][..., None],
         valid=batch["valid"],
-        top_k=min(20, student.vocab_size),
+        top_k=min(TOP_K, student.vocab_size) if {"confidence", "tail_mass"} & set(names) else 0,
         soft_cap=student.soft_cap,
         layout=student.unembed_layout,
+        **_split(mesh, rules),
     )
-    return {name: NAMES[name](stats) for name in objective.vocabulary_names}
+    return {name: NAMES[name](stats) for name in names}
+
+
+def _split(mesh, rules) -> dict[str, Any]:
+    """How rows and vocabulary lie on the mesh, for the vocabulary pass."""
+    if mesh is None or mesh.size == 1:
+        return {}
+    vocabulary = [axis for axis in rules.mesh_axes("vocab") if mesh.shape[axis] > 1]
+    if len(vocabulary) > 1:
+        raise UserError(
+            f"the rules split the vocabulary over {', '.join(vocabulary)}; it can be split over one mesh axis"
+        )
+    return {"mesh": mesh, "token_axes": rules.mesh_axes("batch"), "vocab_axis": next(iter(vocabulary), None)}

@@ -14,8 +14,12 @@ def explain(objective: Objective) -> str:
     graph, lines = objective.graph, []
     for name, term in objective.terms.items():
         coef = "schedule" if callable(term.coef) else term.coef
-        lines.append(f"{name} = {' x '.join([str(coef), *(gate.label for gate in term.gates), term.loss.label])}")
-        lines += [f"  {bound.name} reads {', '.join(bound.needs.values())}" for bound in (*term.gates, term.loss)]
+        lines.append(
+            f"{name} = {' x '.join([str(coef), *(gate.label for gate in term.bound_gates), term.bound_loss.label])}"
+        )
+        lines += [
+            f"  {bound.name} reads {', '.join(bound.needs.values())}" for bound in (*term.bound_gates, term.bound_loss)
+        ]
     lines += ["signals"] + [f"  {name} <- {', '.join(bound.needs.values())}" for name, bound in graph.order.items()]
     lines.append(f"vocabulary pass: {', '.join(objective.vocabulary_names)}")
     lines.append(f"batch fields: {', '.join(sorted(graph.roots & {*FIELDS, *objective.fields}))}")

@@ -86,7 +86,7 @@ def misspelt(doubel):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: resolve([misspelt], (double,), {"x"}), r"misspelt reads 'doubel'; did you mean 'double'\? known signals"),
+        (lambda: resolve([misspelt], (double,), {"x"}), r"reads 'doubel'; did you mean 'double'\? known signals"),
         (lambda: resolve([circle_a], (circle_a, circle_b), {"x"}), "circle: circle_b -> circle_a -> circle_b"),
         (lambda: resolve([], (double, use(double, x="y")), {"x"}), "two signals of the name 'double'"),
         (lambda: resolve([], (double,), {"double"}), "two signals of the name 'double'"),
