@@ -11,5 +11,7 @@ def development_data() -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("MIXDISTILL_DATA", default))
     if not (folder / "teachers.json").is_file():
-        raise UserError(f"no recorded traces in {folder} (teachers.json is missing); set MIXDISTILL_DATA to their folder")
+        raise UserError(
+            f"no recorded traces in {folder} (teachers.json is missing); set MIXDISTILL_DATA to their folder"
+        )
     return folder

@@ -129,4 +129,6 @@ def path_name(path: tuple) -> str:
 
 def _decays(axes: Any) -> Any:
     # Scanned layers stack norms and biases into matrices: "layers" and "head_dim" do not make a vector a matrix.
-    return jax.tree.map(lambda leaf: len([name for name in leaf if name not in ("layers", "head_dim")]) > 1, axes, is_leaf=is_axes)
+    return jax.tree.map(
+        lambda leaf: len([name for name in leaf if name not in ("layers", "head_dim")]) > 1, axes, is_leaf=is_axes
+    )

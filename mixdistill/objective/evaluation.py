@@ -58,13 +58,15 @@ def sums(
     memory: Mapping[str, Any] | None = None,
     mesh: Any = None,
     rules: Any = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Sums:
     """Loss sums, weights and tallies of one (micro)batch.
 
     `memory` holds the value of each of `objective.memory` (`mixdistill.memory.init_memory`). With `mesh` and `rules` a
-    vocabulary that the rules split over the mesh stays split.
+    vocabulary that the rules split over the mesh stays split. `options` go to the vocabulary pass (backward, tiles):
+    they change speed, not results.
     """
-    made = _vocabulary(objective, student, params, batch, mesh, rules)
+    made = _vocabulary(objective, student, params, batch, {**_split(mesh, rules), **(options or {})})
     return sums_of_signals(objective, {**batch, **made}, train_step=train_step, memory=memory)
 
 
@@ -189,7 +191,7 @@ def _count_standard(values: Mapping[str, Any], kept: Bool[Array, "B T"], count: 
     count.teachers("teacher/nonfinite", ~jnp.isfinite(nll), valid)
 
 
-def _vocabulary(objective, student, params, batch, mesh, rules) -> dict[str, Array]:
+def _vocabulary(objective, student, params, batch, options: Mapping[str, Any]) -> dict[str, Array]:
     """The vocabulary signals that the objective reads, from one vocabulary pass."""
     names = objective.vocabulary_names
     stats = vocabulary_pass(
@@ -200,7 +202,7 @@ def _vocabulary(objective, student, params, batch, mesh, rules) -> dict[str, Arr
         top_k=min(TOP_K, student.vocab_size) if {"confidence", "tail_mass"} & set(names) else 0,
         soft_cap=student.soft_cap,
         layout=student.unembed_layout,
-        **_split(mesh, rules),
+        **options,
     )
     return {name: NAMES[name](stats) for name in names}
 

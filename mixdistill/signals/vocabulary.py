@@ -303,7 +303,9 @@ def _check(hidden, unembed, ids, valid, layout, top_k, max_rank, temperature, so
         if x.dtype not in (jnp.float32, jnp.bfloat16):
             raise UserError(f"{name} is {x.dtype}; the pass takes float32 and bfloat16")
     if ids.shape[:-1] != hidden.shape[:-1] or ids.ndim != hidden.ndim or ids.shape[-1] < 1:
-        raise UserError(f"ids are [..., m] with the leading dimensions of hidden {hidden.shape[:-1]}; given {ids.shape}")
+        raise UserError(
+            f"ids are [..., m] with the leading dimensions of hidden {hidden.shape[:-1]}; given {ids.shape}"
+        )
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise UserError(f"ids are {ids.dtype}; they are integers")
     if valid is not None and (valid.shape != hidden.shape[:-1] or valid.dtype != jnp.bool_):

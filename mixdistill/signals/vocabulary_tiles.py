@@ -200,7 +200,9 @@ def gather_logit(
     local = ids - first
     here = (local >= 0) & (local < width(unembed, spec))
     rows = jnp.take(unembed, jnp.clip(local, 0, width(unembed, spec) - 1), axis=1 if spec.layout == "dv" else 0)
-    picked = jnp.einsum("nd,dn->n" if spec.layout == "dv" else "nd,nd->n", hidden, rows, preferred_element_type=jnp.float32)
+    picked = jnp.einsum(
+        "nd,dn->n" if spec.layout == "dv" else "nd,nd->n", hidden, rows, preferred_element_type=jnp.float32
+    )
     return jnp.where(here, finish(picked, spec), 0.0)
 
 

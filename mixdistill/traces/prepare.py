@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mixdistill.errors import UserError, unknown
 from mixdistill.traces import record as records
-from mixdistill.traces import shard_writer
+from mixdistill.traces import segment, shard_writer
 from mixdistill.traces.encode import encode_trace
 from mixdistill.traces.ordered_pool import ordered_map
 from mixdistill.traces.record import EncodedTrace
@@ -17,7 +17,7 @@ from mixdistill.traces.shards import Shards
 from mixdistill.traces.sources import File, ReadAs, Row, find_files, read_file
 from mixdistill.traces.templates import PLAIN, ChatTemplate
 from mixdistill.traces.tokenizer import Tokenizer, train_bpe
-from mixdistill.traces.trace import Trace
+from mixdistill.traces.trace import Step, Trace
 
 VOCAB_SIZE = 8192  # of the tokenizer that is trained when none is given: enough for mathematics in one language
 MAX_TOKENS = 32768  # the longest reasoning traces that are taught; beyond it stand mostly loops
@@ -31,14 +31,12 @@ class Settings:
     """How a trace becomes tokens."""
 
     template: ChatTemplate = PLAIN
-    segment: str = "auto"  # a rule of `segment.RULES`; "auto": the steps that the reader found
-    grade: bool = True  # traces that come with a verdict keep it in any case
+    segment: str | None = "auto"  # a rule of `segment.RULES` for traces of one step; None: all stay as they are
+    grade: bool = True  # answers against references
     max_tokens: int = MAX_TOKENS  # longer ones, all tokens counted, are quarantined
 
     def __post_init__(self) -> None:
-        if self.segment != "auto":
-            from mixdistill.traces import segment
-        if self.segment != "auto" and self.segment not in segment.RULES:
+        if self.segment is not None and self.segment not in segment.RULES:
             raise unknown("segmentation rule", self.segment, segment.RULES)
         if self.max_tokens < 1:
             raise UserError(f"--max-tokens {self.max_tokens} must be at least 1")
@@ -73,7 +71,7 @@ def prepare_traces(
     out: Path | str,
     *,
     tokenizer: Tokenizer,
-    settings: Settings = Settings(grade=False),
+    settings: Settings = Settings(segment=None, grade=False),
     overwrite: bool = False,
 ) -> Shards:
     """`prepare` for traces that are in memory, in this process; their steps and verdicts are taken as they are."""
@@ -168,12 +166,14 @@ class Encode:
         return record, summarise(encoded)
 
     def _segmented(self, trace: Trace) -> EncodedTrace:
-        encoded = encode_trace(self.tokenizer, trace, self.settings.template)
-        if self.settings.segment == "auto":
+        rule, template = self.settings.segment, self.settings.template
+        if rule is None:
+            return encode_trace(self.tokenizer, trace, template)
+        encoded = encode_trace(self.tokenizer, segment.segment_trace(trace, rule), template)
+        if encoded.logprobs is None or len(encoded.trace.steps) > 1:
             return encoded
-        from mixdistill.traces import segment
-
-        steps = segment.RULES[self.settings.segment](trace.text)
-        other = encode_trace(self.tokenizer, dataclasses.replace(trace, steps=steps), self.settings.template)
-        # The tokens are the same, so the log-probabilities lie where they lay.
-        return other._replace(logprobs=encoded.logprobs)
+        # Log-probabilities without their tokens' texts cannot be divided, so the trace came back whole; but they are of
+        # this tokenizer, so they lie where they lie, however the text is divided.
+        bare = dataclasses.replace(trace, steps=(Step(trace.text),))
+        divided = encode_trace(self.tokenizer, segment.segment_trace(bare, rule), template)
+        return divided._replace(logprobs=encoded.logprobs)

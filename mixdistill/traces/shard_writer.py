@@ -141,7 +141,7 @@ def _why(quarantined: list[Quarantined]) -> str:
         return ": the sources hold none"
     first, reasons = quarantined[0], counted(row.reason for row in quarantined)
     listed = "; ".join(f"{reason} ({n})" for reason, n in itertools.islice(reasons.items(), 3))
-    return f": all {len(quarantined)} rows are bad: {listed}; first: {first.file}:{first.line}"
+    return f": all {len(quarantined)} rows are bad: {listed}; first: {first.file}:{first.line} {first.excerpt}".strip()
 
 
 def _publish(folder: Path, out: Path, overwrite: bool) -> None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from mixdistill.errors import UserError
+from mixdistill.errors import UserError, unknown
 from mixdistill.traces import manifest, readers
+from mixdistill.traces.readers import mapped
 from mixdistill.traces.shard_index import Quarantined
 from mixdistill.traces.trace import Trace
 
@@ -32,6 +33,11 @@ class ReadAs:
     mapping: Mapping[str, str] | None = None
     teacher: str | None = None
     teacher_field: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in readers.FORMATS:
+            raise unknown("format", self.format, readers.FORMATS)
+        mapped.check(self.mapping or {})
 
 
 class Row(NamedTuple):
@@ -84,21 +90,14 @@ def read_file(file: File, read_as: ReadAs) -> Iterator[Row | Quarantined]:
     """The rows of one file in order. A file that no reader takes raises `UserError` if it was chosen by name; one that
     lay in a folder is one quarantined row."""
     try:
-        for number, row in enumerate(
-            readers.read(
-                file.path,
-                format=read_as.format,
-                mapping=read_as.mapping,
-                teacher=read_as.teacher,
-                teacher_field=read_as.teacher_field,
-            ),
-            start=1,
-        ):
-            if isinstance(row, Trace):
-                yield Row(row, file.name, int(row.meta.get("line", number)))
-            else:
-                yield Quarantined(file.name, row.line, row.reason, excerpt=row.excerpt)
+        rows = readers.read(file.path, **vars(read_as))
     except UserError as error:
         if file.chosen:
             raise
-        yield Quarantined(file.name, 0, str(error))
+        yield Quarantined(file.name, 0, "not a file of traces", excerpt=str(error).replace(str(file.path), file.name))
+        return
+    for row in rows:
+        if isinstance(row, Trace):
+            yield Row(row, file.name, row.meta["line"])
+        else:
+            yield Quarantined(file.name, row.line, row.reason, excerpt=row.excerpt)

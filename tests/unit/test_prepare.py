@@ -33,7 +33,7 @@ def test_traces_in_memory(tmp_path):
     ],
 )
 def test_bad_traces_are_quarantined(tmp_path, bad, reason):
-    settings = Settings(grade=False, max_tokens=9)
+    settings = Settings(segment=None, grade=False, max_tokens=9)
     shards = prepare_traces([GOOD, bad, GOOD], tmp_path / "s", tokenizer=WORDS, settings=settings)
     assert len(shards) == 2
     (row,) = quarantined(tmp_path / "s")
@@ -42,7 +42,7 @@ def test_bad_traces_are_quarantined(tmp_path, bad, reason):
 
 
 def test_longest_allowed_trace_stays(tmp_path):
-    settings = Settings(grade=False, max_tokens=4)
+    settings = Settings(segment=None, grade=False, max_tokens=4)
     assert len(prepare_traces([GOOD], tmp_path / "s", tokenizer=WORDS, settings=settings)) == 1
 
 
@@ -55,7 +55,7 @@ def test_teacher_without_a_good_trace_is_not_in_the_list_of_teachers(tmp_path):
 
 def test_template_is_around_the_prompt_and_noted(tmp_path):
     tokenizer = train_bpe(["Q: a A: b c"], 300)
-    settings = Settings(ChatTemplate("Q: ", "\nA: "), grade=False)
+    settings = Settings(ChatTemplate("Q: ", "\nA: "), segment=None, grade=False)
     shards = prepare_traces([GOOD], tmp_path / "s", tokenizer=tokenizer, settings=settings)
     assert tokenizer.decode(shards[0].tokens) == "Q: a\nA: b c"
     assert shards.template == settings.template
@@ -68,6 +68,19 @@ def test_log_probabilities_are_counted(tmp_path):
     row = shards.manifest["teachers"]["t"]
     assert (row["logprobs_kept"], row["logprobs_dropped"]) == (1, 2)
     assert shards.arrays(1).logprobs[1:3].tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("rule", ["auto", "sentence"])
+def test_log_probabilities_without_texts_stay_on_their_tokens_when_the_text_is_divided(tmp_path, rule):
+    tokenizer = train_bpe(["Wait, so a. Then b. And c."] * 3, 300)
+    text = "So a. Then b. And c."
+    values = tuple(-0.25 * i for i in range(len(tokenizer.encode(text))))
+    trace = dataclasses.replace(GOOD, steps=(Step(text, values),))
+    settings = Settings(segment=rule, grade=False)
+    encoded = prepare_traces([trace], tmp_path / "s", tokenizer=tokenizer, settings=settings)[0]
+    assert [step.text for step in encoded.trace.steps] == ["So a. ", "Then b. ", "And c."]
+    assert encoded.logprobs[encoded.num_prompt : -1].tolist() == list(values)
+    assert encoded.step_id.max() == 3
 
 
 def test_bad_settings():

@@ -1,0 +1,55 @@
+"""`mixdistill explain RECIPE`: what a train step computes, drawn from the functions' parameter names."""
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mixdistill.recipe import Recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="module:function or file.py:function")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="change a setting first")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the explanation. Reads no shards, so it works before there are any."""
+    from mixdistill.recipe import load, set_all
+
+    print("\n".join(explain(set_all(load(args.recipe), args.set))))
+    return 0
+
+
+def explain(recipe: "Recipe") -> Iterator[str]:
+    """Student, then stage by stage: budget, data, terms with gates, signals in order, vocabulary pass, memory."""
+    from mixdistill.objective import explain as explain_objective
+
+    yield from _student(recipe)
+    yield f"budget: {_budget(recipe.budget)}; learning rate up to {recipe.optimizer.learning_rate:g}"
+    for index, stage in enumerate(recipe.stages):
+        source = stage.source
+        places = source.rows * source.length
+        yield ""
+        yield f"stage {stage.name}: {_budget(stage.budget)}"
+        yield f"  data: {source.rows} rows x {source.length} = {places:,} tokens a train step, from {source.shards}"
+        if stage.objective is None:
+            yield "  objective: as in the stage before"
+        else:
+            yield from (f"  {line}" for line in explain_objective(recipe.objective_of(index)).splitlines())
+
+
+def _student(recipe: "Recipe") -> Iterator[str]:
+    import jax
+
+    student = recipe.build_student()
+    params = jax.eval_shape(student.init, jax.random.key(0))
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    yield f"student: {total:,} parameters, vocabulary {student.vocab_size:,}"
+    for name, part in params.items():
+        yield f"  {name}: {sum(leaf.size for leaf in jax.tree.leaves(part)):,}"
+
+
+def _budget(budget) -> str:
+    return f"{budget.size:,} {budget.unit.replace('_', ' ')}"

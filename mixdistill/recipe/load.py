@@ -1,0 +1,58 @@
+"""Find a recipe by name: `module:function` or `path/to/file.py:function`. The function takes no arguments."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from mixdistill.errors import UserError, unknown
+from mixdistill.recipe.recipe import Recipe
+
+
+def load(name: str) -> Recipe:
+    """The recipe that the named function returns.
+
+    Raises `UserError` for a module, file or function that is not there, naming the nearest function.
+    """
+    where, _, function_name = name.rpartition(":")
+    if not where:
+        raise UserError(f"a recipe is named module:function or file.py:function, got {name!r}")
+    module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        raise unknown(f"recipe function in {where}", function_name, own)
+    recipe = function()
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{name} returned {type(recipe).__name__}, not a Recipe")
+    return recipe
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"no recipe file {path}")
+    already = sys.modules.get(path.stem)
+    if already is not None and getattr(already, "__file__", None) != str(path.resolve()):
+        raise UserError(f"recipe file {path} has the name of a module that is in use, {path.stem!r}; rename the file")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickling of its functions look the module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_name(name: str) -> ModuleType:
+    # Recipes of a project live beside it, and a console script does not have the working directory on its path.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise UserError(
+                f"no module {error.name!r} for recipe {name!r}; looked along sys.path and {Path.cwd()}"
+            ) from None
+        raise

@@ -1,0 +1,104 @@
+"""Recipe and Stage: everything that decides what a run computes, checked when it is built."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from mixdistill.data.mixture import Mixture
+from mixdistill.errors import UserError
+from mixdistill.mesh import FSDP, Rules
+from mixdistill.objective import Objective
+from mixdistill.optimizers import Budget, OptimizerConfig
+from mixdistill.students.config import DecoderConfig
+from mixdistill.students.decoder import make_student
+from mixdistill.students.student import Student
+
+# Where and how visibly a run happens, not what it computes: no part of its identity.
+MACHINE = ("mesh", "rules", "num_microbatches")
+LOGGING = ("log_every", "checkpoint_every", "keep_checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stretch of a curriculum: `num_train_steps`, or as many as it takes to see `num_tokens` targets.
+
+    The train step that reaches the token budget is the last one, so a stage sees at most one batch more than it asks for.
+    """
+
+    name: str
+    num_train_steps: int | None
+    source: Mixture
+    objective: Objective | None = None  # None: as in the stage before
+    num_tokens: int | None = None  # targets seen, whether a gate keeps them or not
+
+    def __post_init__(self):
+        if (self.num_train_steps is None) == (self.num_tokens is None):
+            raise UserError(f"stage {self.name!r} needs either num_train_steps or num_tokens, and not both")
+        if self.budget.size < 1:
+            raise UserError(f"stage {self.name!r} has {self.budget.size} {self.budget.unit}; it needs at least 1")
+
+    @property
+    def budget(self) -> Budget:
+        """How long the stage is."""
+        if self.num_tokens is not None:
+            return Budget(self.num_tokens, "tokens")
+        assert self.num_train_steps is not None
+        return Budget(self.num_train_steps, "train_steps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A run. Vary one with `dataclasses.replace`; nothing in it is read from anywhere else.
+
+    `student` is a DecoderConfig, or a function without arguments that returns a Student. Raises `UserError` when parts
+    do not fit; names that losses and gates read were already checked when the Objectives were built.
+    """
+
+    name: str
+    student: DecoderConfig | Callable[[], Student]
+    stages: tuple[Stage, ...]
+    optimizer: OptimizerConfig = OptimizerConfig()
+    seed: int = 0
+    tokenizer: str | None = None  # a tokenizer.json, or its hash: the shards must have been made with it
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"fsdp": -1})
+    rules: Rules = FSDP
+    num_microbatches: int = 1  # a train step's rows in this many passes, for models too large for one
+    log_every: int = 10  # train steps
+    checkpoint_every: int = 500  # train steps; the last one is always kept
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.stages:
+            raise UserError(f"recipe {self.name!r} has no stages")
+        if self.stages[0].objective is None:
+            raise UserError(f"stage {self.stages[0].name!r} is the first and needs an objective")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise UserError(f"recipe {self.name!r} has two stages of one name: {', '.join(names)}")
+        if len({stage.budget.unit for stage in self.stages}) > 1:
+            raise UserError(
+                f"stages of recipe {self.name!r} mix num_train_steps and num_tokens; use one of them in all"
+            )
+        for field in ("num_microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, field) < 1:
+                raise UserError(f"recipe {field} is {getattr(self, field)}; it must be at least 1")
+        for stage in self.stages:
+            if stage.source.rows % self.num_microbatches:
+                raise UserError(
+                    f"stage {stage.name!r} has {stage.source.rows} rows a train step, which {self.num_microbatches} "
+                    "microbatches do not divide; change rows or num_microbatches"
+                )
+
+    @property
+    def budget(self) -> Budget:
+        """How long the whole run is; the learning rate reads the share of it that is spent."""
+        return Budget(sum(stage.budget.size for stage in self.stages), self.stages[0].budget.unit)
+
+    def objective_of(self, index: int) -> Objective:
+        """The objective in force in stage `index`."""
+        given = [stage.objective for stage in self.stages[: index + 1] if stage.objective is not None]
+        return given[-1]
+
+    def build_student(self) -> Student:
+        """The model as pure functions."""
+        return make_student(self.student) if isinstance(self.student, DecoderConfig) else self.student()

@@ -1,0 +1,51 @@
+"""Position: the host's part of a checkpoint. A few kilobytes of JSON, equal on all processes."""
+
+import dataclasses
+from typing import Any
+
+from mixdistill.data.pipeline import Pipeline
+from mixdistill.optimizers import Budget
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far a run is. The stage in force and the batch that comes next follow from it."""
+
+    stage: int = 0  # index
+    train_step: int = 0  # done in all
+    tokens: int = 0  # targets seen in all
+    stage_train_steps: int = 0  # done in this stage
+    stage_tokens: int = 0
+    seconds: float = 0.0  # spent in all, by this process and those before it
+    pipeline: dict[str, Any] | None = None  # state of the stage's pipeline; None: at its start
+
+    def after(self, tokens: int) -> "Position":
+        """One train step further, which saw `tokens` targets."""
+        return dataclasses.replace(
+            self,
+            train_step=self.train_step + 1,
+            tokens=self.tokens + tokens,
+            stage_train_steps=self.stage_train_steps + 1,
+            stage_tokens=self.stage_tokens + tokens,
+        )
+
+    def next_stage(self) -> "Position":
+        """At the start of the stage after this one."""
+        return dataclasses.replace(self, stage=self.stage + 1, stage_train_steps=0, stage_tokens=0, pipeline=None)
+
+    def at(self, pipeline: Pipeline, seconds: float) -> "Position":
+        """With where the pipeline is, and the time spent."""
+        return dataclasses.replace(self, seconds=seconds, pipeline=pipeline.get_state())
+
+    def spends(self, budget: Budget) -> bool:
+        """True once the stage has used up its budget."""
+        return (self.stage_tokens if budget.unit == "tokens" else self.stage_train_steps) >= budget.size
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; `from_json` inverts it."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> "Position":
+        """What `to_json` wrote."""
+        return Position(**found)

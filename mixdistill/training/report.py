@@ -1,0 +1,60 @@
+"""Report: turns what happens in the loop into events for hooks, and tallies of single train steps into lines."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from mixdistill.objective import Tally
+from mixdistill.recipe import Recipe
+from mixdistill.training.hooks import Event, Hook, Window
+from mixdistill.training.position import Position
+from mixdistill.training.state import TrainState
+
+Arrived = tuple[Position, Mapping[str, Tally]]  # tallies of the train step that led to this position
+
+
+class Late:
+    """Holds the tallies of one train step until the next was dispatched, so that fetching them stalls nothing."""
+
+    def __init__(self):
+        self._held: Arrived | None = None
+
+    def swap(self, new: Arrived | None) -> list[Arrived]:
+        """Takes `new`, and gives back what was held before (nothing or one), now as numpy arrays."""
+        held, self._held = self._held, new
+        return [] if held is None else [(held[0], jax.device_get(held[1]))]
+
+
+class Report:
+    """Calls every hook on every event; a log event covers `log_every` train steps, fewer before a checkpoint."""
+
+    def __init__(self, recipe: Recipe, hooks: Sequence[Hook], start: Position):
+        self._recipe, self._hooks = recipe, hooks
+        self._began = time.perf_counter() - start.seconds
+        self._window = Window()
+        self._last = start
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run so far, processes before this one included."""
+        return time.perf_counter() - self._began
+
+    def event(self, kind, position: Position, state: TrainState, tallies: Mapping[str, Tally] | None = None) -> None:
+        """Tells the hooks."""
+        stage = self._recipe.stages[min(position.stage, len(self._recipe.stages) - 1)].name
+        event = Event(kind, position.train_step, stage, state, position.tokens, self.seconds, tallies or {})
+        for hook in self._hooks:
+            hook(event)
+
+    def add(self, position: Position, tallies: Mapping[str, Tally], state: TrainState) -> None:
+        """Tallies of one more train step."""
+        self._last = position
+        self._window.add(tallies)
+        if position.train_step % self._recipe.log_every == 0:
+            self.flush(state)
+
+    def flush(self, state: TrainState) -> None:
+        """A log event for what has been added since the last; none if nothing was."""
+        if tallies := self._window.take():
+            self.event("log", self._last, state, tallies)
