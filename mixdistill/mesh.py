@@ -68,7 +68,7 @@ TENSOR = FSDP.replace(vocab="tensor", heads="tensor", kv_heads="tensor", mlp="te
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of all `devices` (default: all there are) with axes data, fsdp, tensor; an axis not in `shape` has size 1.
 
-    One size may be -1: whatever is left. Axis types are Auto. Raises `UserError` if the shape does not use every device.
+    One size may be -1: whatever is left. Axis types are Auto. Raises `UserError` if the shape does not use all devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     for axis in shape:

@@ -1,7 +1,7 @@
 """Optimisers: one frozen configuration -> an optax chain whose learning rate reads how much of the run is done.
 
 A run is budgeted in train steps or in tokens. The schedule is a function of the share of that budget already spent,
-so a recipe whose rows, gates or mixture change keeps its shape, and arms compared at equal tokens decay at equal tokens.
+so a recipe whose rows, gates or mixture change keeps its shape, and arms of equal tokens decay at equal tokens.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class ProgressState(NamedTuple):
 
 
 def learning_rate(config: OptimizerConfig, done: Float[Array, ""] | float) -> Float[Array, ""]:
-    """The learning rate when the share `done` of the budget is spent; 0 at the very start, unless there is no warm-up."""
+    """The learning rate when the share `done` of the budget is spent; 0 at the very start if there is a warm-up."""
     done = jnp.clip(jnp.asarray(done, jnp.float32), 0.0, 1.0)
     decay = (done - config.warmup) / max(1.0 - config.warmup, 1e-9)
     cosine = config.final + (1.0 - config.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(decay, 0.0, 1.0)))
@@ -85,7 +85,7 @@ def make_optimizer(config: OptimizerConfig, axes: Any, budget: Budget) -> optax.
 
 
 def scale_by_progress(config: OptimizerConfig, budget: Budget) -> optax.GradientTransformationExtraArgs:
-    """Multiplies by minus the learning rate, then counts one train step or `tokens`. Its state is all the schedule has."""
+    """Multiplies by minus the learning rate, then counts one train step or `tokens`: all the state the schedule has."""
 
     def init(params: Any) -> ProgressState:
         del params

@@ -62,8 +62,8 @@ def complete(
     eos_id: int,
     rows: int = 256,
 ) -> list[Generated]:
-    """`greedy` for a list of prompts, `rows` at a time, all in one shape: the longest prompt rounded up to a multiple of
-    32 tokens, the number of rows to a power of two. Raises `UserError` for an empty prompt."""
+    """`greedy` for a list of prompts, `rows` at a time, all in one shape: the longest prompt rounded up to a multiple
+    of 32 tokens, the number of rows to a power of two. Raises `UserError` for an empty prompt."""
     if not prompts:
         return []
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
