@@ -1,4 +1,8 @@
-"""Greedy decoding: one jitted loop over a cache, prompts of different lengths side by side."""
+"""Decoding: one jitted loop over a cache, prompts of different lengths side by side, greedy or drawn.
+
+The token that row r draws at its n-th place depends on (seed, train_step, r, n) alone, so a sample is the same on every
+mesh and in every batch size, and a resumed run draws what the interrupted one would have drawn.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -10,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mixdistill.errors import UserError
+from mixdistill.generation.policy import GREEDY, Policy, draw, log_probabilities
 from mixdistill.students.student import Cache, Params, Student, logits
 
 PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are ever compiled
@@ -19,7 +24,8 @@ class Completion(NamedTuple):
     """What was generated for each row; after the end token the rest is padding."""
 
     tokens: Int[Array, "B N"]
-    logprobs: Float[Array, "B N"]  # log-probability of each token, nats, float32; 0 in the padding
+    logprobs: Float[Array, "B N"]  # of each token under the sampling policy, nats, float32; 0 in the padding
+    confidence: Float[Array, "B N"]  # DeepConf's C (arXiv:2508.15260), nats; 0 in the padding; [B, 0] if not asked for
     lengths: Int[Array, "B"]  # tokens generated, the end token included
 
 
@@ -27,11 +33,20 @@ class Generated(NamedTuple):
     """One completion on the host, its end token included if it came."""
 
     tokens: np.ndarray  # int32 [n]
-    logprobs: np.ndarray  # float32 [n], nats
-    ended: bool  # False: cut off at `max_new`
+    logprobs: np.ndarray  # float32 [n], nats, under the sampling policy
+    ended: bool  # False: cut off at `max_new`, or stopped for low confidence
+    confidence: np.ndarray  # float32 [n], or [0]
 
 
-def greedy(
+class LowConfidence(NamedTuple):
+    """Stop a row as soon as the mean confidence of its last `window` tokens is below `threshold` (DeepConf online)."""
+
+    window: int
+    threshold: float  # nats; -inf only measures
+    top_k: int = 20
+
+
+def sample(
     student: Student,
     params: Params,
     prompts: Int[Array, "B P"] | np.ndarray,
@@ -40,17 +55,33 @@ def greedy(
     max_new: int,
     eos_id: int,
     pad_id: int = 0,
+    policy: Policy = GREEDY,
+    seed: int = 0,
+    train_step: int = 0,
+    rows: Int[Array, "B"] | np.ndarray | None = None,
+    stop: LowConfidence | None = None,
 ) -> Completion:
-    """The most likely token, again and again, until every row has ended or has `max_new` tokens.
+    """Tokens drawn from `policy`, until every row has ended or has `max_new` tokens.
 
-    `prompts` stand at the left of their rows, `lengths` tokens each (at least one). Compiled once for each (B, P,
-    max_new). A student without a cache recomputes the whole row for every token.
+    `prompts` stand at the left of their rows, `lengths` tokens each (at least one). `rows` are the numbers by which
+    rows draw (default 0, 1, ...). Prompts and params may be sharded; the loop follows them. Compiled once for each (B,
+    P, max_new, policy). A student without a cache recomputes the whole row for every token.
     """
     if prompts.shape[1] == 0 or max_new < 1:
         raise UserError(f"prompts of {prompts.shape[1]} tokens, max_new={max_new}: both must be at least 1")
     # Only functions and numbers remain of the student: they are hashable, and jit recognises them.
     model = student._replace(init=None, axes=None)  # type: ignore[arg-type]
-    return _greedy(model, params, jnp.asarray(prompts), jnp.asarray(lengths), eos_id, pad_id, max_new)
+    rows = jnp.arange(prompts.shape[0]) if rows is None else jnp.asarray(rows)
+    key = jax.random.fold_in(jax.random.key(seed), train_step)
+    window, top_k = (stop.window, min(stop.top_k, student.vocab_size)) if stop else (0, 0)
+    threshold = stop.threshold if stop else 0.0
+    place = (jnp.asarray(prompts), jnp.asarray(lengths), rows, key, eos_id, pad_id, threshold)
+    return _decode(model, params, *place, max_new=max_new, policy=policy, window=window, top_k=top_k)
+
+
+def greedy(student: Student, params: Params, prompts, lengths, **settings) -> Completion:
+    """`sample` of the most likely token, again and again."""
+    return sample(student, params, prompts, lengths, policy=GREEDY, **settings)
 
 
 def complete(
@@ -61,9 +92,14 @@ def complete(
     max_new: int,
     eos_id: int,
     rows: int = 256,
+    policy: Policy = GREEDY,
+    seed: int = 0,
+    train_step: int = 0,
+    stop: LowConfidence | None = None,
 ) -> list[Generated]:
-    """`greedy` for a list of prompts, `rows` at a time, all in one shape: the longest prompt rounded up to a multiple
-    of 32 tokens, the number of rows to a power of two. Raises `UserError` for an empty prompt."""
+    """`sample` for a list of prompts, `rows` at a time, all in one shape: the longest prompt rounded up to a multiple
+    of 32 tokens, the number of rows to a power of two. Prompt i draws as row i. Raises `UserError` for an empty
+    prompt."""
     if not prompts:
         return []
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
@@ -71,18 +107,23 @@ def complete(
         raise UserError(f"prompt {int(np.argmin(lengths))} of {len(prompts)} is empty; a prompt needs a token or more")
     rows = min(rows, 1 << (len(prompts) - 1).bit_length())
     width = -(-int(lengths.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
+    drawing = {"policy": policy, "seed": seed, "train_step": train_step, "stop": stop}
     results = []
     for start in range(0, len(prompts), rows):
         place = np.minimum(np.arange(start, start + rows), len(prompts) - 1)  # the last prompt fills the last batch
         tokens = np.zeros((rows, width), np.int32)
         for row, i in enumerate(place):
             tokens[row, : lengths[i]] = prompts[i]
-        batch = jax.device_get(greedy(student, params, tokens, lengths[place], max_new=max_new, eos_id=eos_id))
-        for row in range(min(rows, len(prompts) - start)):
-            count = batch.lengths[row]
-            new = batch.tokens[row, :count]
-            results.append(Generated(new, batch.logprobs[row, :count], bool(new[-1] == eos_id)))
+        limits = {"max_new": max_new, "eos_id": eos_id, "rows": place}
+        batch = jax.device_get(sample(student, params, tokens, lengths[place], **limits, **drawing))
+        results += [_generated(batch, row, eos_id) for row in range(min(rows, len(prompts) - start))]
     return results
+
+
+def _generated(batch: Completion, row: int, eos_id: int) -> Generated:
+    count = batch.lengths[row]
+    new = batch.tokens[row, :count]
+    return Generated(new, batch.logprobs[row, :count], bool(new[-1] == eos_id), batch.confidence[row, :count])
 
 
 def recomputing_cache(student: Student) -> Cache:
@@ -109,47 +150,60 @@ def recomputing_cache(student: Student) -> Cache:
 
 class _Loop(NamedTuple):
     count: Int[Array, ""]
-    tokens: Int[Array, "B N"]
-    logprobs: Float[Array, "B N"]
+    completion: Completion
     done: Array  # bool [B]
-    lengths: Int[Array, "B"]
     last: Float[Array, "B D"]  # hidden state from which the next token follows
     cache: object
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_new"))
-def _greedy(model: Student, params: Params, prompts, prompt_lengths, eos_id, pad_id, max_new: int) -> Completion:
-    rows, width = prompts.shape
+@functools.partial(jax.jit, static_argnames=("model", "max_new", "policy", "window", "top_k"))
+def _decode(
+    model: Student, params: Params, prompts, prompt_lengths, rows, key, eos_id, pad_id, threshold,
+    *, max_new: int, policy: Policy, window: int, top_k: int,
+) -> Completion:  # fmt: skip
+    num_rows, width = prompts.shape
     cache = model.cache or recomputing_cache(model)
     # Right-aligned: every row then writes the same slot, and padding (a negative position) lies in front.
     positions = jnp.arange(width) - (width - prompt_lengths[:, None])
     prompts = jnp.take_along_axis(prompts, jnp.maximum(positions, 0), axis=1)
-    hidden, filled = cache.extend(params, cache.init_cache(rows, width + max_new), prompts, positions)
+    hidden, filled = cache.extend(params, cache.init_cache(num_rows, width + max_new), prompts, positions)
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
     def step(loop: _Loop) -> _Loop:
-        scores = jax.nn.log_softmax(logits(model, params, loop.last))
-        best = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-        token = jnp.where(loop.done, pad_id, best)
-        logprob = jnp.where(loop.done, 0.0, jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0])
-        hidden, filled = cache.extend(params, loop.cache, token[:, None], (prompt_lengths + loop.count)[:, None])
-        return _Loop(
-            count=loop.count + 1,
-            tokens=jax.lax.dynamic_update_index_in_dim(loop.tokens, token, loop.count, axis=1),
-            logprobs=jax.lax.dynamic_update_index_in_dim(loop.logprobs, logprob, loop.count, axis=1),
-            done=loop.done | (best == eos_id),
-            lengths=loop.lengths + ~loop.done,
-            last=hidden[:, -1],
-            cache=filled,
+        count, done = loop.count, loop.done
+        raw = logits(model, params, loop.last)
+        scores = log_probabilities(raw, policy)
+        best = draw(scores, policy, jax.vmap(jax.random.fold_in, (0, None))(row_keys, count))
+        token = jnp.where(done, pad_id, best)
+        logprob = jnp.where(done, 0.0, jnp.take_along_axis(scores, best[:, None], axis=1)[:, 0])
+        said = loop.completion
+        said = said._replace(
+            tokens=jax.lax.dynamic_update_index_in_dim(said.tokens, token, count, axis=1),
+            logprobs=jax.lax.dynamic_update_index_in_dim(said.logprobs, logprob, count, axis=1),
+            lengths=said.lengths + ~done,
         )
+        ended = done | (best == eos_id)
+        if top_k:
+            sure = jnp.where(done, 0.0, -jax.lax.top_k(jax.nn.log_softmax(raw), top_k)[0].mean(-1))
+            confidence = jax.lax.dynamic_update_index_in_dim(said.confidence, sure, count, axis=1)
+            said = said._replace(confidence=confidence)
+            ended |= _unsure(confidence, count, window, threshold)
+        hidden, filled = cache.extend(params, loop.cache, token[:, None], (prompt_lengths + count)[:, None])
+        return _Loop(count + 1, said, ended, hidden[:, -1], filled)
 
-    start = _Loop(
-        count=jnp.zeros((), jnp.int32),
-        tokens=jnp.full((rows, max_new), pad_id, jnp.int32),
-        logprobs=jnp.zeros((rows, max_new), jnp.float32),
-        done=jnp.zeros(rows, bool),
-        lengths=jnp.zeros(rows, jnp.int32),
-        last=hidden[:, -1],
-        cache=filled,
+    empty = Completion(
+        tokens=jnp.full((num_rows, max_new), pad_id, jnp.int32),
+        logprobs=jnp.zeros((num_rows, max_new), jnp.float32),
+        confidence=jnp.zeros((num_rows, max_new if top_k else 0), jnp.float32),
+        lengths=jnp.zeros(num_rows, jnp.int32),
     )
-    loop = jax.lax.while_loop(lambda loop: (loop.count < max_new) & ~loop.done.all(), step, start)
-    return Completion(loop.tokens, loop.logprobs, loop.lengths)
+    start = _Loop(jnp.zeros((), jnp.int32), empty, jnp.zeros(num_rows, bool), hidden[:, -1], filled)
+    return jax.lax.while_loop(lambda loop: (loop.count < max_new) & ~loop.done.all(), step, start).completion
+
+
+def _unsure(confidence: Float[Array, "B N"], count: Int[Array, ""], window: int, threshold) -> Array:
+    """bool [B]: the last `window` tokens, up to place `count`, are all there and their mean is below `threshold`."""
+    place = jnp.arange(confidence.shape[1])
+    inside = (place <= count) & (place > count - window)
+    mean = jnp.where(inside, confidence, 0.0).sum(-1) / window
+    return (count + 1 >= window) & (mean < threshold)

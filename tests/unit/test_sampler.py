@@ -96,11 +96,11 @@ def test_five_hundred_prompts_compile_once():
     student = make_student(config)
     params = student.init(jax.random.key(0))
     rng = np.random.default_rng(1)
-    before = sampler._greedy._cache_size()
+    before = sampler._decode._cache_size()
     for count in (500, 130):
         prompts = [rng.integers(0, VOCAB, rng.integers(1, 30)).tolist() for _ in range(count)]
         complete(make_student(config), params, prompts, max_new=4, eos_id=EOS, rows=128)
-    assert sampler._greedy._cache_size() == before + 1
+    assert sampler._decode._cache_size() == before + 1
 
 
 def test_bfloat16_cache_and_activations():
