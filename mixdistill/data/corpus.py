@@ -17,6 +17,7 @@ class Corpus(NamedTuple):
     teachers: tuple[str, ...]  # position = teacher_id; alphabetical
     teacher: np.ndarray  # int32 [N]
     footprint: np.ndarray  # int32 [N]: columns that a trace fills, one less than its tokens; at most the row length
+    trained: np.ndarray  # int32 [N]: targets that are trained on
     cost: np.ndarray  # float64 [N]: what a trace counts for in the mixture's unit
     pools: tuple[np.ndarray, ...]  # for each teacher, the trace_ids that may be drawn
     counts: dict[str, dict[str, int]]  # {teacher: {"eligible", "dropped", "truncated"}}
@@ -61,6 +62,7 @@ def open_corpus(mixture: Mixture) -> Corpus:
         teachers,
         teacher,
         np.minimum(num_tokens - 1, mixture.length).astype(np.int32),
+        trained.astype(np.int32),
         trained.astype(np.float64) if mixture.unit == "tokens" else np.ones(len(teacher)),
         pools,
         counts,

@@ -4,6 +4,8 @@ import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Item(NamedTuple):
     """A trace that waits for its place."""
@@ -25,7 +27,7 @@ PATIENCE = 4
 
 
 def pack(
-    items: Sequence[Item], footprint: Sequence[int], group: Sequence[int] | None, rows: int, length: int, now: int
+    items: Sequence[Item], footprint: np.ndarray, group: np.ndarray | None, rows: int, length: int, now: int
 ) -> tuple[list[Place], list[Item]]:
     """(places, items left over). With `group` (by trace_id) a row holds traces of one group alone.
 

@@ -6,6 +6,7 @@ lengths, and no two batches differ by more than a trace a teacher. A teacher's t
 epoch.
 """
 
+import bisect
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -46,6 +47,11 @@ class Plan(NamedTuple):
 
     train_step: int
     places: tuple[Place, ...]
+
+    def row(self, row: int) -> tuple[Place, ...]:
+        """The places of one row, in order."""
+        start, stop = (bisect.bisect_left(self.places, r, key=lambda place: place.row) for r in (row, row + 1))
+        return self.places[start:stop]
 
 
 class Planner:

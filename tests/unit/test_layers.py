@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = [
     "errors",
     "traces",
-    "data",
     "mesh",
+    "data",
     "students",
     "kernels",
     "signals",
