@@ -63,7 +63,7 @@ def run(
                 while not (position.spends(stage.budget) or stop.asked(position.train_step)):
                     batch = next(pipeline)
                     state, tallies = step(state, place(batch, job.mesh, recipe.rules))
-                    position = position.after(job.count_tokens(batch))
+                    position = position.after(pipeline.num_targets)
                     report.event("train_step", position, state)
                     _arrive(job, pipeline, report, late.swap((position, tallies)), state)
                     if position.train_step % recipe.checkpoint_every == 0:
