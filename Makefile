@@ -19,7 +19,7 @@ lint: $(INSTALLED)  ## style and types
 
 lock:  ## pin the newest versions that pyproject.toml allows, on top of the accelerator image's jax
 	uv pip compile --quiet --universal --no-annotate --no-header --no-emit-index-url --generate-hashes --python-version 3.12 \
-		--extra verify --extra report --extra dev --constraint constraints.txt pyproject.toml --output-file requirements.lock
+		--extra verify --extra report --extra serve --extra dev --constraint constraints.txt pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf .venv
