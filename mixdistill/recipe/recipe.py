@@ -21,7 +21,7 @@ LOGGING = ("log_every", "checkpoint_every", "keep_checkpoints")
 class Stage:
     """One stretch of a curriculum: `num_train_steps`, or as many as it takes to see `num_tokens` targets.
 
-    The train step that reaches the token budget is the last one, so a stage sees at most one batch more than it asks for.
+    The train step that reaches the token budget is the last one: a stage sees at most one batch more than it asks for.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Recipe:
     name: str
     student: DecoderConfig | Callable[[], Student]
     stages: tuple[Stage, ...]
-    optimizer: OptimizerConfig = OptimizerConfig()
-    seed: int = 0
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    seed: int = 0  # of the parameters and of the order of the data
     tokenizer: str | None = None  # a tokenizer.json, or its hash: the shards must have been made with it
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"fsdp": -1})
     rules: Rules = FSDP

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
 from mixdistill.errors import UserError
+from mixdistill.students.student import Params
 from mixdistill.training.state import TrainState
 
 FOLDER = "checkpoints"  # inside a workdir
@@ -25,6 +26,7 @@ class Identity:
     fingerprint: str
     teachers: tuple[str, ...]  # in the order of teacher_id
     tokenizer: str  # hash
+    command: str = ""  # how the recipe was named, for people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager, or `close` it: both wait for what is being written."""
 
-    def __init__(self, workdir: Path, *, keep: int):
+    def __init__(self, workdir: Path, *, keep: int | None):
+        """`keep` of them, the newest; None: all there are."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
@@ -61,6 +64,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The train step of the newest complete checkpoint."""
         return self._manager.latest_step()
+
+    def all(self) -> list[int]:
+        """The train steps of all complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
 
     def save(self, train_step: int, checkpoint: Checkpoint) -> None:
         """Copies the arrays from the devices and returns; a train step that is saved already is left as it is."""
@@ -85,6 +92,14 @@ class Checkpoints:
         check_same(saved, identity)
         state = self._manager.restore(train_step, args=ocp_args.Composite(state=ocp_args.StandardRestore(like)))
         return Checkpoint(state["state"], position, saved)
+
+    def restore_params(self, train_step: int, like: Params) -> Params:
+        """The parameters alone, with the shapes and shardings of `like`."""
+        wanted = {"params": like}
+        arguments = ocp_args.PyTreeRestore(
+            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        return self._manager.restore(train_step, args=ocp_args.Composite(state=arguments))["state"]["params"]
 
 
 def check_same(saved: Identity, now: Identity) -> None:

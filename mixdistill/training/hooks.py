@@ -20,7 +20,6 @@ import numpy as np
 
 from mixdistill.objective import Tally
 from mixdistill.optimizers import Budget
-from mixdistill.training.state import TrainState
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -30,13 +29,14 @@ class Event(NamedTuple):
 
     start: before the first train step of this process. train_step: after each was dispatched. log: tallies of several
     train steps are here. stage: a stage ended. checkpoint: one is being written. end: the run is over, or was stopped.
-    `state` holds the arrays after `train_step`; the next train step takes them, so copy what you keep.
+    failed: an exception ends it. `state` holds the arrays after `train_step` (None after "failed"); the next train step
+    takes them, so copy what you keep.
     """
 
-    kind: Literal["start", "train_step", "log", "stage", "checkpoint", "end"]
+    kind: Literal["start", "train_step", "log", "stage", "checkpoint", "end", "failed"]
     train_step: int
     stage: str
-    state: TrainState
+    state: Any  # a TrainState
     tokens: int  # targets seen so far
     seconds: float  # spent so far, earlier processes of this run included
     tallies: Mapping[str, Tally] = {}  # numpy; only for "log"
@@ -90,7 +90,7 @@ def json_lines(workdir: Path, teachers: tuple[str, ...], resumed: int) -> Hook:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; [] when there is none. A last line that was cut off while being written is left out."""
+    """The lines of a metrics.jsonl; [] when there is none. A last line that was cut off is left out."""
     if not path.exists():
         return []
     found = []
@@ -133,7 +133,7 @@ def tensorboard(workdir: Path, teachers: tuple[str, ...], resumed: int) -> Hook:
                 for key, number in value.items() if isinstance(value, dict) else [("", value)]:
                     if isinstance(number, float):
                         writer.add_scalar(f"{name}/{key}" if key else name, number, event.train_step)
-        elif event.kind == "end":
+        elif event.kind in ("end", "failed"):
             writer.close()
 
     return hook
@@ -174,7 +174,7 @@ class Speed:
 def default_hooks(
     workdir: Path, teachers: tuple[str, ...], budget: Budget, resumed: int, *, quiet: bool
 ) -> Iterable[Hook]:
-    """Metrics on disk and, unless `quiet`, the screen: a table on a terminal, lines elsewhere. Only on the first host."""
+    """Metrics on disk and, unless `quiet`, a table on a terminal or lines elsewhere. Only on the first host."""
     if jax.process_index() > 0:
         return
     yield json_lines(workdir, teachers, resumed)

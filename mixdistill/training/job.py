@@ -5,11 +5,14 @@ import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from mixdistill.data.corpus import Corpus, open_corpus, weight_vector
 from mixdistill.data.mixture import Mixture
-from mixdistill.data.pipeline import Pipeline, make_pipeline
+from mixdistill.data.pipeline import Pipeline
+from mixdistill.data.placement import share
 from mixdistill.errors import UserError
 from mixdistill.mesh import make_mesh
 from mixdistill.objective import Objective
@@ -20,7 +23,7 @@ from mixdistill.traces.shards import Shards
 from mixdistill.traces.tokenizer import Tokenizer
 from mixdistill.training.checkpoint import Identity
 from mixdistill.training.position import Position
-from mixdistill.training.state import TrainState, init_state, initial_memory
+from mixdistill.training.state import TrainState, abstract_state, init_state, initial_memory
 from mixdistill.training.steer import READ_AHEAD
 from mixdistill.training.step import TrainStep, compile_train_step, make_train_step
 
@@ -34,6 +37,7 @@ class Job:
     student: Student
     optimizer: optax.GradientTransformationExtraArgs
     objectives: tuple[Objective, ...]  # one a stage
+    corpora: tuple[Corpus, ...]  # one a stage
     identity: Identity
 
     @property
@@ -41,10 +45,20 @@ class Job:
         """Names in the order of teacher_id."""
         return self.identity.teachers
 
+    @property
+    def shards(self) -> Shards:
+        """Whose tokenizer and template the run uses."""
+        return self.corpora[0].shards[0]
+
     def initial_state(self) -> TrainState:
         """Fresh parameters on the mesh."""
         memory = initial_memory(self.objectives)
         return init_state(self.student, self.optimizer, memory, self.recipe.seed, self.mesh, self.recipe.rules)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state. Raises `UserError` if the mesh does not divide a parameter."""
+        memory = initial_memory(self.objectives)
+        return abstract_state(self.student, self.optimizer, memory, self.mesh, self.recipe.rules)
 
     def train_step(self, stage: int) -> TrainStep:
         """The compiled train step of a stage."""
@@ -61,54 +75,77 @@ class Job:
 
     def pipeline(self, position: Position) -> Pipeline:
         """The pipeline of the position's stage, where the position says."""
-        pipeline = make_pipeline(
-            self.recipe.stages[position.stage].source,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            read_ahead=READ_AHEAD,
-        )
+        source = source_of(self.recipe, position.stage)
+        part, parts = share(self.mesh, self.recipe.rules, source.rows)
+        pipeline = Pipeline(self.corpora[position.stage], source, part, parts, READ_AHEAD)
         if position.pipeline is not None:
             pipeline.set_state(position.pipeline)
         return pipeline
 
 
-def build(recipe: Recipe, devices: Sequence[jax.Device] | None = None) -> Job:
+def source_of(recipe: Recipe, stage: int) -> Mixture:
+    """The mixture of a stage, with the seed that its data order has: another for every seed of the recipe, and for
+    every stage, so that two stages with one source do not repeat each other."""
+    source = recipe.stages[stage].source
+    seed = np.random.SeedSequence([recipe.seed, stage, source.seed]).generate_state(1)
+    return dataclasses.replace(source, seed=int(seed[0]))
+
+
+def build(recipe: Recipe, devices: Sequence[jax.Device] | None = None, command: str = "") -> Job:
     """Opens shards, makes the mesh, the student and the optimiser, and tries the objectives out on abstract arrays.
 
     Raises `UserError` for whatever is missing or does not fit.
     """
     mesh = make_mesh(recipe.mesh, devices)
-    shards = _open_shards(recipe)
+    corpora = _open(recipe)
     student = recipe.build_student()
-    _check_vocabulary(student, shards)
+    _check_vocabulary(student, corpora[0])
     for stage in recipe.stages:
         _check_rows(stage.source, recipe, mesh)
-    teachers = shards[0].teachers
+    teachers = corpora[0].teachers
     objectives = [recipe.objective_of(index).with_teachers(teachers) for index in range(len(recipe.stages))]
     for objective in objectives:
         _check_routers(objective)
-    identity = Identity(show(recipe), fingerprint(recipe), teachers, shards[0].manifest["tokenizer"])
+    tokenizer = corpora[0].shards[0].manifest["tokenizer"]
+    identity = Identity(show(recipe), fingerprint(recipe), teachers, tokenizer, command)
     optimizer = make_optimizer(recipe.optimizer, student.axes, recipe.budget)
-    return Job(recipe, mesh, student, optimizer, tuple(objectives), identity)
+    job = Job(recipe, mesh, student, optimizer, tuple(objectives), corpora, identity)
+    job.abstract_state()
+    return job
 
 
-def _open_shards(recipe: Recipe) -> list[Shards]:
-    """All shards of all stages, which must agree on tokenizer and teachers."""
+def _open(recipe: Recipe) -> tuple[Corpus, ...]:
+    """The corpus of each stage; they must agree on tokenizer and teachers, or a token or a teacher_id would change its
+    meaning in the middle of a run."""
     wanted = _tokenizer_hash(recipe.tokenizer)
-    paths = dict.fromkeys(path for stage in recipe.stages for path in shard_paths(stage.source))
-    shards = [Shards.open(path, tokenizer_hash=wanted) for path in paths]
-    first = shards[0]
-    for other in shards[1:]:
-        if other.manifest["tokenizer"] != first.manifest["tokenizer"]:
+    corpora = [_open_stage(stage.name, stage.source) for stage in recipe.stages]
+    for stage, corpus in zip(recipe.stages, corpora, strict=True):
+        found = corpus.shards[0].manifest["tokenizer"]
+        expected = wanted or corpora[0].shards[0].manifest["tokenizer"]
+        if found != expected:
             raise UserError(
-                f"shards {first.path} and {other.path} were made with different tokenizers; prepare them alike"
+                f"shards {corpus.shards[0].path} were made with tokenizer {found[:12]}, "
+                f"the {'recipe names' if wanted else 'first stage has'} {expected[:12]}; prepare them again with that "
+                "tokenizer, or change the recipe"
             )
-    return shards
+        if corpus.teachers != corpora[0].teachers:
+            raise UserError(
+                f"stage {stage.name!r} has shards of teachers {', '.join(corpus.teachers)}, the first stage of "
+                f"{', '.join(corpora[0].teachers)}; list the same folders in both and choose with weights"
+            )
+    return tuple(corpora)
 
 
-def shard_paths(mixture: Mixture) -> tuple[str, ...]:
-    """The folders that a mixture reads."""
-    return (mixture.shards,) if isinstance(mixture.shards, str) else tuple(mixture.shards)
+def _open_stage(name: str, source: Mixture) -> Corpus:
+    corpus = open_corpus(source)
+    weight_vector(corpus, source)  # raises for unknown and empty teachers
+    for teacher in source.teachers or ():
+        if not corpus.counts[teacher]["eligible"]:
+            raise UserError(
+                f"stage {name!r} wants teacher {teacher!r}, who has no trace in rows of {source.length} tokens, folds "
+                f"{source.folds or 'all'}, verdicts {source.verdicts or 'all'}; leave the teacher out, or change these"
+            )
+    return corpus
 
 
 def _tokenizer_hash(tokenizer: str | None) -> str | None:
@@ -117,11 +154,12 @@ def _tokenizer_hash(tokenizer: str | None) -> str | None:
     return Tokenizer.load(tokenizer).hash
 
 
-def _check_vocabulary(student: Student, shards: Sequence[Shards]) -> None:
-    size = shards[0].tokenizer.vocab_size
+def _check_vocabulary(student: Student, corpus: Corpus) -> None:
+    shards = corpus.shards[0]
+    size = shards.manifest["vocab_size"]
     if student.vocab_size < size:
         raise UserError(
-            f"the student has a vocabulary of {student.vocab_size}, the tokenizer of {shards[0].path} one of {size}; "
+            f"the student has a vocabulary of {student.vocab_size}, the tokenizer of {shards.path} one of {size}; "
             f"set the student's vocab_size to at least {size}"
         )
 

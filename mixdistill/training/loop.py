@@ -4,7 +4,7 @@ The device is waited for only at checkpoints: tallies of a train step are fetche
 """
 
 import contextlib
-import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +13,14 @@ import jax
 
 from mixdistill.data.pipeline import Pipeline
 from mixdistill.data.placement import place
-from mixdistill.errors import UserError
 from mixdistill.recipe import Recipe
+from mixdistill.training import workdir as workdirs
 from mixdistill.training.checkpoint import Checkpoint, Checkpoints
 from mixdistill.training.hooks import Hook, default_hooks
 from mixdistill.training.job import Job, build
 from mixdistill.training.position import Position
 from mixdistill.training.report import Arrived, Late, Report
-from mixdistill.training.state import TrainState, abstract
+from mixdistill.training.state import TrainState
 from mixdistill.training.steer import steer
 from mixdistill.training.stop import Stop
 
@@ -33,6 +33,13 @@ class Outcome(NamedTuple):
     stopped_by: str | None
 
 
+class _Run(NamedTuple):
+    job: Job
+    checkpoints: Checkpoints
+    report: Report
+    stop: Stop
+
+
 def run(
     recipe: Recipe,
     workdir: Path | str,
@@ -40,71 +47,68 @@ def run(
     hooks: Sequence[Hook] = (),
     devices: Sequence[jax.Device] | None = None,
     quiet: bool = False,
+    command: str = "",
 ) -> Outcome:
     """Trains by `recipe` in `workdir`; goes on from the last checkpoint there, bit for bit as if never interrupted.
 
-    SIGTERM and Ctrl-C save a checkpoint and return. `quiet` leaves out the screen, not the files. Raises `UserError` for
-    bad input before anything is written, and for a workdir whose run had other teachers, tokenizer or recipe.
+    SIGTERM and Ctrl-C save a checkpoint and return. `quiet` leaves out the screen, not the files. `command` is noted
+    beside the checkpoints: how the recipe was named. Raises `UserError` for bad input before anything is written, and
+    for a workdir whose run had other teachers, tokenizer or recipe.
     """
-    workdir, job = Path(workdir), build(recipe, devices)
-    state, position = job.initial_state(), Position()
-    _make(workdir)
-    with Checkpoints(workdir, keep=recipe.keep_checkpoints) as checkpoints, Stop() as stop:
-        if (latest := checkpoints.latest()) is not None:
-            saved = checkpoints.restore(latest, abstract(state, job.student, job.mesh, recipe.rules), job.identity)
-            state, position = saved.state, Position.from_json(saved.position)
-        _write_recipe(workdir, job)
+    began, workdir, job = time.perf_counter(), Path(workdir), build(recipe, devices, command)
+    workdirs.make(workdir)
+    with Stop() as stop, Checkpoints(workdir, keep=recipe.keep_checkpoints) as checkpoints:
+        state, position = _begin(job, checkpoints)
+        workdirs.write_about(workdir, job.identity, job.shards)
         own = default_hooks(workdir, job.teachers, recipe.budget, position.train_step, quiet=quiet)
-        report, late = Report(recipe, [*own, *hooks], position), Late()
-        report.event("start", position, state)
-        while position.stage < len(recipe.stages) and not stop.signal:
-            stage, step = recipe.stages[position.stage], job.train_step(position.stage)
-            with contextlib.closing(job.pipeline(position)) as pipeline:
-                while not (position.spends(stage.budget) or stop.asked(position.train_step)):
-                    batch = next(pipeline)
-                    state, tallies = step(state, place(batch, job.mesh, recipe.rules))
-                    position = position.after(pipeline.num_targets)
-                    report.event("train_step", position, state)
-                    _arrive(job, pipeline, report, late.swap((position, tallies)), state)
-                    if position.train_step % recipe.checkpoint_every == 0:
-                        _arrive(job, pipeline, report, late.swap(None), state)
-                        _save(job, checkpoints, report, position.at(pipeline, report.seconds), state)
-                _arrive(job, pipeline, report, late.swap(None), state)
-                position = position.at(pipeline, report.seconds)
-            if position.spends(stage.budget):
-                report.event("stage", position, state)
-                position = position.next_stage()
-        _save(job, checkpoints, report, position, state)
-        report.event("end", position, state)
-    return Outcome(state, position, stop.signal)
+        with Report(recipe, [*own, *hooks], position, began) as report:
+            report.event("start", position, state)
+            run = _Run(job, checkpoints, report, stop)
+            while position.stage < len(recipe.stages) and not stop.signal:
+                state, position = _train(run, state, position)
+            _save(run, position, state)
+            report.event("end", position, state)
+    return Outcome(state, position, stop.signal if position.stage < len(recipe.stages) else None)
 
 
-def _arrive(job: Job, pipeline: Pipeline, report: Report, arrived: list[Arrived], state: TrainState) -> None:
+def _begin(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, Position]:
+    """From the last checkpoint, or from the start."""
+    if (latest := checkpoints.latest()) is None:
+        return job.initial_state(), Position()
+    saved = checkpoints.restore(latest, job.abstract_state(), job.identity)
+    return saved.state, Position.from_json(saved.position)
+
+
+def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState, Position]:
+    """To the end of the stage that is in force, or to a signal."""
+    job, report, stop, late = run.job, run.report, run.stop, Late()
+    stage, step = job.recipe.stages[position.stage], job.train_step(position.stage)
+    with contextlib.closing(job.pipeline(position)) as pipeline:
+        while not (position.spends(stage.budget) or stop.asked(position.train_step)):
+            batch = place(next(pipeline), job.mesh, job.recipe.rules)
+            state, tallies = step(state, batch)
+            position = position.after(pipeline.num_targets)
+            report.event("train_step", position, state)
+            _arrive(run, pipeline, late.swap((position, tallies)), state)
+            if position.train_step % job.recipe.checkpoint_every == 0:
+                _arrive(run, pipeline, late.swap(None), state)
+                _save(run, position.at(pipeline, report.seconds), state)
+        _arrive(run, pipeline, late.swap(None), state)
+        position = position.at(pipeline, report.seconds)
+    if position.spends(stage.budget):
+        report.event("stage", position, state)
+        position = position.next_stage()
+    return state, position
+
+
+def _arrive(run: _Run, pipeline: Pipeline, arrived: list[Arrived], state: TrainState) -> None:
     for position, tallies in arrived:
-        steer(pipeline, job.objectives[position.stage], position, tallies)
-        report.add(position, tallies, state)
+        steer(pipeline, run.job.objectives[position.stage], position, tallies)
+        run.report.add(position, tallies, state)
 
 
-def _save(job: Job, checkpoints: Checkpoints, report: Report, position: Position, state: TrainState) -> None:
+def _save(run: _Run, position: Position, state: TrainState) -> None:
     # A resumed process begins a new line: it has no tallies of train steps before the checkpoint.
-    report.flush(state)
-    checkpoints.save(position.train_step, Checkpoint(state, position.to_json(), job.identity))
-    report.event("checkpoint", position, state)
-
-
-def _make(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"workdir {workdir} cannot be written ({error.strerror}); give another one with --workdir"
-        ) from None
-
-
-def _write_recipe(workdir: Path, job: Job) -> None:
-    if jax.process_index() == 0:
-        temporary = workdir / "recipe.txt.tmp"
-        temporary.write_text(job.identity.recipe, encoding="utf-8")
-        temporary.replace(workdir / "recipe.txt")
+    run.report.flush(state)
+    run.checkpoints.save(position.train_step, Checkpoint(state, position.to_json(), run.job.identity))
+    run.report.event("checkpoint", position, state)

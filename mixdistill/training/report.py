@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import jax
 
@@ -11,7 +12,8 @@ from mixdistill.training.hooks import Event, Hook, Window
 from mixdistill.training.position import Position
 from mixdistill.training.state import TrainState
 
-Arrived = tuple[Position, Mapping[str, Tally]]  # tallies of the train step that led to this position
+Tallies = Mapping[str, Tally]
+Arrived = tuple[Position, Tallies]  # tallies of the train step that led to this position
 
 
 class Late:
@@ -27,27 +29,40 @@ class Late:
 
 
 class Report:
-    """Calls every hook on every event; a log event covers `log_every` train steps, fewer before a checkpoint."""
+    """Calls every hook on every event; a log event covers `log_every` train steps, fewer before a checkpoint.
 
-    def __init__(self, recipe: Recipe, hooks: Sequence[Hook], start: Position):
+    As a context manager it tells the hooks when an exception ends the run.
+    """
+
+    def __init__(self, recipe: Recipe, hooks: Sequence[Hook], start: Position, began: float):
+        """`began`: `time.perf_counter()` when this process took the run up."""
         self._recipe, self._hooks = recipe, hooks
-        self._began = time.perf_counter() - start.seconds
+        self._began = began - start.seconds
         self._window = Window()
         self._last = start
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None:
+            self.event("failed", self._last, None)
 
     @property
     def seconds(self) -> float:
         """Spent on the run so far, processes before this one included."""
         return time.perf_counter() - self._began
 
-    def event(self, kind, position: Position, state: TrainState, tallies: Mapping[str, Tally] | None = None) -> None:
+    def event(
+        self, kind, position: Position, state: TrainState | None, tallies: Mapping[str, Tally] | None = None
+    ) -> None:
         """Tells the hooks."""
         stage = self._recipe.stages[min(position.stage, len(self._recipe.stages) - 1)].name
         event = Event(kind, position.train_step, stage, state, position.tokens, self.seconds, tallies or {})
         for hook in self._hooks:
             hook(event)
 
-    def add(self, position: Position, tallies: Mapping[str, Tally], state: TrainState) -> None:
+    def add(self, position: Position, tallies: Tallies, state: TrainState) -> None:
         """Tallies of one more train step."""
         self._last = position
         self._window.add(tallies)

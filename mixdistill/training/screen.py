@@ -43,7 +43,7 @@ def screen(teachers: tuple[str, ...], budget: Budget, console: Console | None = 
             loss = means(event.tallies)["loss"]
             bar.update(task, note=f"loss {loss:.4f}" + (f"  {rate:,.0f} tokens/s" if rate else ""))
             live.update(Group(bar, teacher_table(event, teachers)))
-        if event.kind == "end":
+        if event.kind in ("end", "failed"):
             live.stop()
 
     return hook

@@ -38,19 +38,25 @@ def init_state(
 
     `memory` holds initial values by name. Raises `UserError` if the mesh does not divide a parameter.
     """
+    init = _initialiser(student, optimizer, memory, seed)
+    return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init), student, mesh, rules))()
 
+
+def abstract_state(
+    student: Student, optimizer: optax.GradientTransformation, memory: Mapping[str, Any], mesh: Mesh, rules: Rules
+) -> TrainState:
+    """Shapes, types and shardings of what `init_state` makes: all that restoring needs. Raises `UserError` likewise."""
+    shapes = jax.eval_shape(_initialiser(student, optimizer, memory, 0))
+    where = state_shardings(shapes, student, mesh, rules)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+
+
+def _initialiser(student: Student, optimizer: optax.GradientTransformation, memory: Mapping[str, Any], seed: int):
     def init() -> TrainState:
         params = student.init(jax.random.key(seed))
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), dict(memory))
 
-    where = state_shardings(jax.eval_shape(init), student, mesh, rules)
-    return jax.jit(init, out_shardings=where)()
-
-
-def abstract(state: TrainState, student: Student, mesh: Mesh, rules: Rules) -> TrainState:
-    """Shapes, types and shardings of `state` (arrays or shapes): what restoring and compiling need."""
-    where = state_shardings(state, student, mesh, rules)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where)
+    return init
 
 
 def state_shardings(state: Any, student: Student, mesh: Mesh, rules: Rules) -> Any:

@@ -13,7 +13,7 @@ LEAD = READ_AHEAD + 2
 
 
 def steer(pipeline: Pipeline, objective: Objective, position: Position, tallies: Mapping[str, Tally]) -> None:
-    """Sets the pipeline's weights from the tallies of the train step that led to `position`, if a router says so now."""
+    """Sets the pipeline's weights from the tallies of the train step before `position`, if a router says so now."""
     for name, entry in objective.memory.items():
         if not entry.every or position.stage_train_steps % entry.every:
             continue

@@ -1,6 +1,7 @@
 """The train step: gradients of sums, divided once; memory from the same sums; an update that is whole or not at all.
 
-`make_train_step` is the function to read. `compile_train_step` is the only place where it meets a mesh.
+`make_train_step` is the function to read, `make_eval_step` counts without learning. `compile_train_step` and
+`compile_eval_step` are the only places where they meet a mesh.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from mixdistill.training.state import TrainState, state_shardings
 Batch = dict[str, jax.Array]
 Tallies = dict[str, Tally]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Tallies]]
+EvalStep = Callable[[TrainState, Batch], Tallies]
 
 
 def make_train_step(
@@ -36,10 +38,10 @@ def make_train_step(
     """A pure function (state, batch) -> (state, tallies).
 
     The batch is split by rows into `num_microbatches`, whose sums are added and divided once, so the split changes
-    nothing but the order of float32 additions. A train step whose loss or update is not finite, or that keeps no token,
-    changes nothing but `train_step`, and is counted in the tally "optimizer/skipped". Parameters whose path matches a
-    pattern of `frozen` get no gradient (give the optimiser the same patterns). With `mesh` and `rules` a vocabulary that
-    the rules split stays split.
+    nothing but the order of float32 additions. A train step whose loss or update is not finite, or that keeps no
+    token, changes nothing but `train_step`, and is counted in the tally "optimizer/skipped". Parameters whose path
+    matches a pattern of `frozen` get no gradient (give the optimiser the same patterns). With `mesh` and `rules` a
+    vocabulary that the rules split stays split.
     """
     student = freeze(student, frozen)
 
@@ -68,9 +70,25 @@ def make_train_step(
     return train_step
 
 
+def make_eval_step(
+    student: Student, objective: Objective, *, mesh: Mesh | None = None, rules: Rules | None = None
+) -> EvalStep:
+    """A pure function (state, batch) -> tallies: what a train step would count, with nothing learned.
+
+    Tallies of several batches add up (`evaluation.held_out`). Of the state it reads `train_step`, `params` and the
+    objective's memory; the rest may be None.
+    """
+
+    def eval_step(state: TrainState, batch: Batch) -> Tallies:
+        context = {"train_step": state.train_step, "memory": state.memory, "mesh": mesh, "rules": rules}
+        return combine(objective, sums(objective, student, state.params, batch, **context))[1]
+
+    return eval_step
+
+
 def router_weights(objective: Objective, memory: dict[str, Any]) -> Tallies:
-    """ "router/<name>": each teacher's share of the batches to come, for memory entries that steer the mixture; weight 0
-    while the router is not ready."""
+    """ "router/<name>": each teacher's share of the batches to come, for memory entries that steer the mixture; weight
+    0 while the router is not ready."""
     routers = [name for name, entry in objective.memory.items() if entry.every]
     return {
         f"router/{name}": Tally(
@@ -102,16 +120,34 @@ def compile_train_step(step: TrainStep, mesh: Mesh, rules: Rules, student: Stude
     The state is donated: the one given in is gone. Raises `UserError`, at the first call, if the mesh does not divide
     a parameter or the rows.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def sharded(state: TrainState, batch: Batch) -> tuple[TrainState, Tallies]:
-        for name, array in batch.items():
-            check_divides(mesh, rules, ("batch",), array.shape[:1], f"batch field {name}")
+        _check_rows(mesh, rules, batch)
         state, tallies = step(state, batch)
         state = jax.lax.with_sharding_constraint(state, state_shardings(state, student, mesh, rules))
-        return state, jax.lax.with_sharding_constraint(tallies, jax.tree.map(lambda _: everywhere, tallies))
+        return state, _everywhere(mesh, tallies)
 
     return jax.jit(sharded, donate_argnums=0)
+
+
+def compile_eval_step(step: EvalStep, mesh: Mesh, rules: Rules) -> EvalStep:
+    """The compiled eval step; its tallies are on all devices. Raises `UserError` as `compile_train_step` does."""
+
+    def sharded(state: TrainState, batch: Batch) -> Tallies:
+        _check_rows(mesh, rules, batch)
+        return _everywhere(mesh, step(state, batch))
+
+    return jax.jit(sharded)
+
+
+def _check_rows(mesh: Mesh, rules: Rules, batch: Batch) -> None:
+    for name, array in batch.items():
+        check_divides(mesh, rules, ("batch",), array.shape[:1], f"batch field {name}")
+
+
+def _everywhere(mesh: Mesh, tallies: Tallies) -> Tallies:
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.lax.with_sharding_constraint(tallies, jax.tree.map(lambda _: whole, tallies))
 
 
 def _gradient(
