@@ -1,0 +1,174 @@
+"""Completions, with their log-probabilities, from an OpenAI-compatible server (vLLM, SGLang, `mixdistill serve`).
+
+Prompts travel as token ids and completions come back as token ids, so nothing depends on how a server joins text. What
+a server fails at is retried a bounded number of times and then counted: the batch gets smaller, or, when too little is
+left of it, there is one clear error. Only the configured address is ever contacted.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from mixdistill.errors import UserError
+from mixdistill.generation.policy import Policy
+from mixdistill.generation.sampler import Generated
+
+RETRIED = (429, 500, 502, 503, 504)
+MAX_ANSWER_BYTES = 2**26  # thousands of times what a completion with log-probabilities takes
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """Where completions come from and how patiently they are asked for. Raises `UserError` for an address that is none.
+
+    `token_variable` names the environment variable that holds the bearer token: the token itself stands in no recipe.
+    """
+
+    url: str  # of the API, such as http://127.0.0.1:8000/v1
+    model: str
+    token_variable: str | None = None
+    concurrency: int = 16  # requests under way at once
+    timeout: float = 120.0  # seconds for one answer
+    retries: int = 4  # of one request
+    backoff: float = 0.5  # seconds before the first retry, doubled each time; up to as much again is added at random
+    min_share: float = 0.5  # of the completions asked for; with fewer there is an error
+
+    def __post_init__(self):
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+            raise UserError(f"server url {self.url!r}: give http(s)://host:port/v1, without user or password")
+        for name in ("concurrency", "timeout"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"server {name} is {getattr(self, name)}; it must be positive")
+
+
+class Answers(NamedTuple):
+    """One entry for each prompt and sample, in order; None where the server failed for good."""
+
+    completions: list[Generated | None]
+    versions: Counter[str]  # of the weights, as the server names them
+    failures: Counter[str]  # reasons, of requests that failed for good
+
+
+class Unusable(Exception):
+    """An answer that cannot be used; the message is a reason to count."""
+
+
+def complete_remotely(
+    server: Server,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new: int,
+    eos_id: int,
+    policy: Policy = Policy(),
+    seed: int = 0,
+    version: str | None = None,
+) -> Answers:
+    """A completion for each prompt (token ids). With `version`, answers of other weights are refused and counted.
+
+    Raises `UserError` when fewer than `min_share` of the completions came back.
+    """
+    pool = _connections(server)
+    with concurrent.futures.ThreadPoolExecutor(server.concurrency) as threads:
+        asked = [
+            threads.submit(_ask, server, pool, _body(server, prompt, max_new, policy, seed + i), eos_id, version)
+            for i, prompt in enumerate(prompts)
+        ]
+        results = [future.result() for future in asked]
+    pool.clear()
+    failures = Counter(result for result in results if isinstance(result, str))
+    good = [result for result in results if not isinstance(result, str)]
+    if len(good) < server.min_share * len(prompts):
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in failures.most_common(3))
+        raise UserError(
+            f"{server.url} completed {len(good)} of {len(prompts)} prompts ({reasons}); is it up, and is it right?"
+        )
+    completions = [None if isinstance(result, str) else result[0] for result in results]
+    return Answers(completions, Counter(found for _, found in good), failures)
+
+
+def _connections(server: Server):
+    import urllib3
+
+    retry = urllib3.Retry(
+        total=server.retries,
+        status_forcelist=RETRIED,
+        allowed_methods=None,  # drawing again is harmless, so POST may be repeated
+        backoff_factor=server.backoff,
+        backoff_jitter=server.backoff,
+        redirect=0,  # another address was never configured
+        raise_on_status=False,
+    )
+    return urllib3.PoolManager(maxsize=server.concurrency, retries=retry, timeout=server.timeout)
+
+
+def _body(server: Server, prompt: Sequence[int], max_new: int, policy: Policy, seed: int) -> dict[str, Any]:
+    body = {
+        "model": server.model,
+        "prompt": list(map(int, prompt)),
+        "max_tokens": max_new,
+        "temperature": policy.temperature,
+        "seed": seed,
+        "logprobs": 1,
+        "return_tokens_as_token_ids": True,
+    }
+    # top_k and min_p are extensions that vLLM and SGLang share; a server that has none would ignore them silently.
+    optional = {"top_p": policy.top_p, "top_k": policy.top_k, "min_p": policy.min_p}
+    return body | {name: value for name, value in optional.items() if value is not None}
+
+
+def _ask(server: Server, pool: Any, body: dict, eos_id: int, version: str | None) -> tuple[Generated, str] | str:
+    """The completion and the weights' version, or the reason why there is none."""
+    import urllib3
+
+    headers = {"Content-Type": "application/json"}
+    if server.token_variable:
+        headers["Authorization"] = f"Bearer {os.environ.get(server.token_variable, '')}"
+    reason = "no answer"
+    for _ in range(server.retries + 1):  # garbage is asked for again too
+        try:
+            url = f"{server.url.rstrip('/')}/completions"
+            with pool.request("POST", url, body=json.dumps(body), headers=headers, preload_content=False) as answer:
+                if answer.status != 200:
+                    return f"HTTP {answer.status}"
+                return parse(answer.read(MAX_ANSWER_BYTES), eos_id, version)
+        except Unusable as error:
+            reason = str(error)
+        except urllib3.exceptions.HTTPError as error:
+            return "no answer in time" if "timed out" in str(error).lower() else f"no answer ({type(error).__name__})"
+    return reason
+
+
+def parse(answer: bytes, eos_id: int, version: str | None = None) -> tuple[Generated, str]:
+    """The completion in a server's answer and the version of its weights. Raises `Unusable`."""
+    try:
+        found = json.loads(answer)
+        choice = found["choices"][0]
+        names, logprobs = choice["logprobs"]["tokens"], choice["logprobs"]["token_logprobs"]
+        said = str(found.get("system_fingerprint") or found.get("model") or "")
+        ended = choice["finish_reason"] == "stop"
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise Unusable("the answer is not a completion with log-probabilities") from None
+    if version is not None and said != version:
+        raise Unusable("the answer is of other weights")
+    try:
+        tokens = np.array(
+            [int(name.removeprefix("token_id:")) for name in names if name.startswith("token_id:")], np.int32
+        )
+        values = np.array(logprobs, np.float64)
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        raise Unusable("the answer's tokens are of another form") from None
+    if len(tokens) != len(names) or values.shape != tokens.shape or not len(tokens):
+        raise Unusable("the server does not return token ids (return_tokens_as_token_ids)")
+    if not ((values > -1e30) & (values <= 1e-3)).all():  # float32 has to hold them
+        raise Unusable("the answer's log-probabilities are not finite")
+    if ended and tokens[-1] != eos_id:  # most servers leave the end token out, and its log-probability with it
+        ended = False
+    return Generated(tokens, values.astype(np.float32), ended, np.zeros(0, np.float32)), said
