@@ -42,7 +42,7 @@ def open_corpus(mixture: Mixture) -> Corpus:
     teacher = np.concatenate([_renumbered(s.index["teacher_id"], s.teachers, teachers) for s in shards])
     num_tokens, num_prompt = (np.concatenate([s.index[name] for s in shards]) for name in ("num_tokens", "num_prompt"))
     wanted = np.concatenate([_wanted(s, mixture) for s in shards]) & _chosen(mixture, teachers, teacher)
-    trained = np.minimum(num_tokens, mixture.length + 1) - num_prompt
+    trained = np.minimum(num_tokens, mixture.length + 1) - np.maximum(num_prompt, 1)
     long = wanted & (num_tokens - 1 > mixture.length)
     _check_long(mixture, shards, long, num_tokens)
     useless = wanted & (trained <= 0)  # the row ends inside the prompt

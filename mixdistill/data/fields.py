@@ -41,3 +41,16 @@ FIELDS: dict[str, Field] = {
         ("B", "T"), np.float32, np.nan, "the teacher's own log-probability of the target, nats; NaN: not recorded", True
     ),
 }
+
+# Only in batches of shards that hold what the teacher thought possible: K tokens for every token.
+TOP_K_FIELDS: dict[str, Field] = {
+    "teacher_topk_ids": Field(
+        ("B", "T", "K"), np.int32, 0, "ids of the K tokens that the teacher found most likely, each once", True
+    ),
+    "teacher_topk_logprob": Field(
+        ("B", "T", "K"), np.float32, np.nan, "the teacher's log-probabilities of these, nats; NaN: not recorded", True
+    ),
+    "teacher_tail_logprob": Field(
+        ("B", "T"), np.float32, np.nan, "log of the teacher's probability outside its top K; NaN: not recorded", True
+    ),
+}

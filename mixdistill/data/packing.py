@@ -1,17 +1,7 @@
-"""Packing: which trace lies in which row, and where. Best fit, longest first; rows never overflow."""
+"""Packing: which of the traces that wait fill a row best. Exact, and the one that has waited longest always goes."""
 
-import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
-
-import numpy as np
-
-
-class Item(NamedTuple):
-    """A trace that waits for its place."""
-
-    trace_id: int
-    drawn_at: int  # train_step
 
 
 class Place(NamedTuple):
@@ -22,33 +12,21 @@ class Place(NamedTuple):
     offset: int
 
 
-# After this many train steps a trace goes first: longest-first alone would let short ones wait for ever.
-PATIENCE = 4
+def fill(sizes: Sequence[int], space: int) -> list[int]:
+    """Indices of the `sizes` that leave the least of `space` free; 0, the oldest, is one, and older ones are preferred.
 
-
-def pack(
-    items: Sequence[Item], footprint: np.ndarray, group: np.ndarray | None, rows: int, length: int, now: int
-) -> tuple[list[Place], list[Item]]:
-    """(places, items left over). With `group` (by trace_id) a row holds traces of one group alone.
-
-    `footprint` is indexed by trace_id, in columns, each at most `length`.
+    Sizes are positive and the first one fits. Dynamic programming over sums: bit s of `reached[i]` is set where some of
+    the sizes 0..i add up to s.
     """
-    order = sorted(items, key=lambda item: (now - item.drawn_at < PATIENCE, -footprint[item.trace_id], item))
-    # (space left, row) in ascending order, for each group; rows that nobody has begun belong to no group yet.
-    open_rows: dict[int | None, list[tuple[int, int]]] = {}
-    fresh, places, left = list(range(rows - 1, -1, -1)), [], []
-    for item in order:
-        size, key = int(footprint[item.trace_id]), None if group is None else int(group[item.trace_id])
-        spaces = open_rows.setdefault(key, [])
-        at = bisect.bisect_left(spaces, (size, -1))
-        if at < len(spaces):
-            space, row = spaces.pop(at)
-        elif fresh:
-            space, row = length, fresh.pop()
-        else:
-            left.append(item)
-            continue
-        places.append(Place(item.trace_id, row, length - space))
-        if space > size:
-            bisect.insort(spaces, (space - size, row))
-    return places, sorted(left, key=lambda item: (item.drawn_at, item.trace_id))
+    within = (1 << space + 1) - 1
+    reached = [1 << sizes[0]]
+    for size in sizes[1:]:
+        if reached[-1] >> space:  # nothing is left free
+            break
+        reached.append(reached[-1] | reached[-1] << size & within)
+    total, chosen = reached[-1].bit_length() - 1, []
+    for i in range(len(reached) - 1, 0, -1):
+        if not reached[i - 1] >> total & 1:
+            chosen.append(i)
+            total -= sizes[i]
+    return [0, *reversed(chosen)]

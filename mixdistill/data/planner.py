@@ -2,23 +2,26 @@
 
 Teachers take turns by credit: each draw gives every teacher its share of what was drawn and takes it all from the one
 that drew, and the next to draw is the one with the largest credit. So shares are exact in the long run whatever the
-lengths, and no two batches differ by more than a trace a teacher. A teacher's traces come in a new random order every
-epoch.
+lengths. A teacher's traces come in a new random order every epoch. A row is filled from a few traces more than it
+holds; the others wait, in the state, and the oldest goes into the next row.
 """
 
 import bisect
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mixdistill.data.corpus import Corpus, weight_vector
 from mixdistill.data.mixture import Mixture
-from mixdistill.data.packing import Item, Place, pack
+from mixdistill.data.packing import Place, fill
 
-# Traces drawn beyond what fills the batch: a larger choice packs tighter. Those left over wait in the state.
-SPARE_TRACES = 48
+# Traces to choose from when a row is filled: of so many, some nearly always add up to the row's length. Those that are
+# left wait in the state, under "teacher" so many for each teacher.
+CHOICE = {"mixed": 64, "teacher": 16}
+MIXED = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class State:
     cursor: tuple[int, ...]  # traces drawn of each teacher so far
     credit: tuple[float, ...]  # of each teacher, in the mixture's unit
     weights: tuple[float, ...]
-    waiting: tuple[tuple[int, int], ...] = ()  # (trace_id, drawn at train_step)
+    waiting: tuple[int, ...] = ()  # trace_ids that are drawn and in no batch yet, oldest first
     pending: tuple[tuple[int, tuple[float, ...]], ...] = ()  # weights that take effect at a train step, in order
 
     def to_json(self) -> dict[str, Any]:
@@ -59,7 +62,6 @@ class Planner:
 
     def __init__(self, corpus: Corpus, mixture: Mixture):
         self.corpus, self.mixture = corpus, mixture
-        self._footprint = corpus.footprint
         # One permutation a teacher is in use at a time, two around the end of an epoch.
         self._order = functools.lru_cache(2 * len(corpus.teachers) + 2)(self._shuffled)
 
@@ -71,43 +73,54 @@ class Planner:
 
     def plan(self, state: State) -> tuple[Plan, State]:
         """The batch of `state.train_step` and the state after it."""
-        mixture, now = self.mixture, state.train_step
         weights, pending = _due(state)
-        waiting = [Item(*pair) for pair in state.waiting]
-        parked = [item for item in waiting if not weights[self.corpus.teacher[item.trace_id]]]
-        items = [item for item in waiting if weights[self.corpus.teacher[item.trace_id]]]
-        cursor, credit = self._draw(items, np.array(state.cursor), np.array(state.credit), weights, now)
-        group = self.corpus.teacher if mixture.pack_by == "teacher" else None
-        places, left = pack(items, self._footprint, group, mixture.rows, mixture.length, now)
+        draft = Draft(np.array(state.cursor), np.array(state.credit), weights, self._queues(state.waiting, weights))
+        places = [place for row in range(self.mixture.rows) for place in self._row(draft, row)]
         after = State(
-            now + 1,
-            tuple(cursor.tolist()),
-            tuple(credit.tolist()),
+            state.train_step + 1,
+            tuple(draft.cursor.tolist()),
+            tuple(draft.credit.tolist()),
             tuple(weights.tolist()),
-            tuple(
-                (item.trace_id, item.drawn_at) for item in sorted(parked + left, key=lambda i: (i.drawn_at, i.trace_id))
-            ),
+            tuple(trace_id for _, queue in sorted(draft.queues.items(), reverse=True) for trace_id in queue),
             pending,
         )
-        return Plan(now, self._shuffle_rows(places, now)), after
+        return Plan(state.train_step, tuple(places)), after
 
-    def _draw(self, items: list[Item], cursor, credit, weights, now: int):
-        """Adds traces to `items` until they fill the batch and leave some choice; returns the new cursors, credits."""
-        mixture, filled = self.mixture, sum(int(self._footprint[item.trace_id]) for item in items)
-        capacity, spare = mixture.rows * mixture.length, 0
-        floor = np.where(weights > 0, 0.0, -np.inf)
-        while filled < capacity or spare < SPARE_TRACES - len(items) // 8:
-            teacher = int(np.argmax(credit + floor))
-            trace_id = self._next(teacher, int(cursor[teacher]))
-            items.append(Item(trace_id, now))
-            spare += filled >= capacity
-            filled += int(self._footprint[trace_id])
-            cursor[teacher] += 1
-            credit += weights * self.corpus.cost[trace_id]
-            credit[teacher] -= self.corpus.cost[trace_id]
-        return cursor, credit
+    def _queues(self, waiting: tuple[int, ...], weights: np.ndarray) -> dict[int, list[int]]:
+        """Traces that may share a row, together, oldest first; those of a teacher without weight by themselves."""
+        queues: dict[int, list[int]] = {}
+        for trace_id in waiting:
+            teacher = int(self.corpus.teacher[trace_id])
+            apart = self.mixture.pack_by == "teacher" or not weights[teacher]
+            queues.setdefault(teacher if apart else MIXED, []).append(trace_id)
+        return queues
 
-    def _next(self, teacher: int, cursor: int) -> int:
+    def _row(self, draft: "Draft", row: int) -> list[Place]:
+        """Fills one row from a queue that is first filled up itself."""
+        queue, sizes = self._stocked(draft)
+        chosen = fill(sizes, self.mixture.length)
+        offsets = itertools.accumulate((sizes[i] for i in chosen), initial=0)
+        places = [Place(queue[i], row, offset) for i, offset in zip(chosen, offsets, strict=False)]
+        queue[:] = [trace_id for i, trace_id in enumerate(queue) if i not in chosen]
+        return places
+
+    def _stocked(self, draft: "Draft") -> tuple[list[int], list[int]]:
+        """The queue of the next row, drawn up to a row's length and `CHOICE` traces, and their footprints."""
+        by_teacher = self.mixture.pack_by == "teacher"
+        teacher = draft.next_teacher()
+        queue = draft.queues.setdefault(teacher if by_teacher else MIXED, [])
+        sizes = self.corpus.footprint[queue].tolist()
+        missing = self.mixture.length - sum(sizes)
+        while missing > 0 or len(queue) < CHOICE[self.mixture.pack_by]:
+            teacher = teacher if by_teacher else draft.next_teacher()
+            trace_id = self._draw(teacher, int(draft.cursor[teacher]))
+            draft.charge(teacher, self.corpus.cost[trace_id])
+            queue.append(trace_id)
+            sizes.append(int(self.corpus.footprint[trace_id]))
+            missing -= sizes[-1]
+        return queue, sizes
+
+    def _draw(self, teacher: int, cursor: int) -> int:
         pool = self.corpus.pools[teacher]
         epoch, index = divmod(cursor, len(pool))
         return int(pool[self._order(teacher, epoch)[index]])
@@ -116,10 +129,25 @@ class Planner:
         rng = np.random.default_rng((self.mixture.seed, teacher, epoch))
         return rng.permutation(len(self.corpus.pools[teacher]))
 
-    def _shuffle_rows(self, places: list[Place], now: int) -> tuple[Place, ...]:
-        """Rows in random order: packing puts the long traces first, and each process reads a block of rows."""
-        order = np.random.default_rng((self.mixture.seed, now)).permutation(self.mixture.rows)
-        return tuple(sorted((p._replace(row=int(order[p.row])) for p in places), key=lambda p: (p.row, p.offset)))
+
+@dataclasses.dataclass
+class Draft:
+    """The numbers of a state while its batch is being made."""
+
+    cursor: np.ndarray
+    credit: np.ndarray
+    weights: np.ndarray
+    queues: dict[int, list[int]]
+
+    def next_teacher(self) -> int:
+        """The one with the largest credit of those with a weight."""
+        return int(np.argmax(np.where(self.weights > 0, self.credit, -np.inf)))
+
+    def charge(self, teacher: int, cost: float) -> None:
+        """Counts a draw."""
+        self.cursor[teacher] += 1
+        self.credit += self.weights * cost
+        self.credit[teacher] -= cost
 
 
 def _due(state: State) -> tuple[np.ndarray, tuple]:
