@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a student by a recipe",
     "eval": "measure a trained student",
     "sample": "let a trained student answer a prompt",
+    "serve": "put a trained student behind an OpenAI-compatible endpoint",
     "show": "print a recipe in full",
     "explain": "print what a recipe computes: signals, gates, terms, stages",
     "doctor": "check the installation, shards or a run",
