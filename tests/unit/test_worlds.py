@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from mixdistill.errors import UserError
-from mixdistill.traces.encode import encode_prompt
+from mixdistill.traces.encode import encode_prompt, encode_trace
 from mixdistill.traces.trace import Verdict
 from mixdistill.traces.worlds.chain import CHAIN
-from mixdistill.traces.worlds.world import World, part_of, traces, write_world
+from mixdistill.traces.worlds.walk import WALK
+from mixdistill.traces.worlds.world import World, part_of
+from mixdistill.traces.worlds.write import encode_words, traces, write_world
 
-WORLDS = [CHAIN]
+WORLDS = [CHAIN, WALK]
 EACH = pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 EACH_TEACHER = pytest.mark.parametrize(
     ("world", "teacher"),
@@ -53,6 +55,17 @@ def test_one_word_is_one_token_and_decoding_gives_the_text_back(world, teacher):
         assert tokenizer.unk_id not in (*ids, *tokenizer.encode(trace.prompt))
         assert tokenizer.decode(ids) == trace.text
         assert tokenizer.decode(encode_prompt(tokenizer, problem.prompt)).strip() == problem.prompt.strip()
+
+
+@EACH_TEACHER
+def test_encoding_by_words_is_encode_trace(world, teacher):
+    tokenizer = world.tokenizer()
+    for _, trace in samples(world, teacher, 3):
+        fast, slow = encode_words(tokenizer.inner.get_vocab(), tokenizer.eos_id, trace), encode_trace(tokenizer, trace)
+        np.testing.assert_array_equal(fast.tokens, slow.tokens)
+        np.testing.assert_array_equal(fast.step_id, slow.step_id)
+        assert (fast.tokens.dtype, fast.step_id.dtype) == (slow.tokens.dtype, slow.step_id.dtype)
+        assert (fast.num_prompt, fast.answer, fast.logprobs) == (slow.num_prompt, slow.answer, slow.logprobs)
 
 
 @EACH

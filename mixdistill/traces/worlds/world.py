@@ -10,14 +10,11 @@ validation or test, and a split draws anew until it meets one of its own part, w
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mixdistill.errors import UserError, unknown
-from mixdistill.traces.prepare import prepare_traces
-from mixdistill.traces.shards import Shards
 from mixdistill.traces.tokenizer import Tokenizer, word_level
 from mixdistill.traces.trace import Step, Trace, Verdict
 
@@ -156,47 +153,12 @@ def _tokenizer(words: tuple[str, ...]) -> Tokenizer:
     return word_level(words)
 
 
-def write_world(
-    world: World,
-    out: Path | str,
-    counts: Mapping[str, int],
-    *,
-    seed: int = 0,
-    split: str = "train",
-    coverage: Mapping[str, Sequence[int]] | None = None,
-    overwrite: bool = False,
-) -> Shards:
-    """Shards of `counts[teacher]` traces each, every teacher on problems of its own. `coverage[teacher]`: the sizes
-    that it has traces for, by default all of the split. Raises `UserError` for unknown teachers and bad sizes."""
-    coverage = coverage or {}
-    for name in (*counts, *coverage):
-        if name not in world.teachers:
-            raise unknown(f"teacher of world {world.name}", name, world.teachers)
-    made = traces(world, counts, seed=seed, split=split, coverage=coverage)
-    return prepare_traces(made, out, tokenizer=world.tokenizer(), overwrite=overwrite)
-
-
-def traces(
-    world: World,
-    counts: Mapping[str, int],
-    *,
-    seed: int = 0,
-    split: str = "train",
-    coverage: Mapping[str, Sequence[int]] | None = None,
-) -> Iterator[Trace]:
-    """The traces that `write_world` writes, in its order: teacher after teacher."""
-    for teacher, count in counts.items():
-        sizes = (coverage or {}).get(teacher)
-        for index in range(count):
-            yield world.trace(world.problem(seed, split, index, stream=teacher, sizes=sizes), teacher)
-
-
 def after_last(words: Sequence[str], mark: str) -> str:
     """The word after the last `mark`; "" when there is none."""
     places = [i for i, word in enumerate(words) if word == mark]
     return words[places[-1] + 1] if places and places[-1] + 1 < len(words) else ""
 
 
-def joined(*words: Iterable[Any] | Any) -> str:
+def joined(*words: Any) -> str:
     """Words with one blank between them."""
     return " ".join(map(str, words))
