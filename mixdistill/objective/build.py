@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mixdistill.data.fields import FIELDS
-from mixdistill.errors import UserError
+from mixdistill.data.fields import FIELDS, TOP_K_FIELDS
+from mixdistill.errors import UserError, unknown
 from mixdistill.objective.tally import Tally
 from mixdistill.signals.signal import Bound, Graph, Schedule, Signal, resolve, use
 from mixdistill.signals.standard import STANDARD
 from mixdistill.signals.vocabulary import NAMES
 
-MADE = frozenset(NAMES) - {"topk_logprob"}  # shards do not carry the teachers' top ids yet
+MADE = frozenset(NAMES) | {"mean_logit"}  # signals made from the student's hidden states
+KNOWN_FIELDS = FIELDS | TOP_K_FIELDS
 CONTEXT = ("train_step", "teachers")  # readable by name, but not [B, T]: an int32 scalar; the teachers' names
 
 
@@ -68,7 +69,8 @@ class Objective:
     """Terms to minimise, the signals they may read, running estimates, and signals to watch.
 
     `watch` names signals that are only logged, per teacher, as `teacher/<name>` (running estimates read them there).
-    `fields` names batch fields beyond the standard ones (sidecars of scored shards). Building it resolves every name;
+    `fields` names batch fields beyond the standard ones (sidecars of scored shards). Where the gates of a term close a
+    whole microbatch, the term learns from the teacher `fallback`, if there is one. Building it resolves every name;
     `with_teachers` also runs everything on abstract arrays. Both raise `UserError`.
     """
 
@@ -79,6 +81,7 @@ class Objective:
     memory: Mapping[str, Memory] = field(default_factory=dict)
     watch: tuple[Signal | Bound | str, ...] = ()
     fields: tuple[str, ...] = ()
+    fallback: str | None = None
     teachers: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -99,7 +102,7 @@ class Objective:
         """Every derived signal that is read, in order, and the given names that are read (`graph.roots`)."""
         bound = [fn for term in self.terms.values() for fn in (*term.bound_gates, term.bound_loss)]
         watched = [use(_watched, signal=w) for w in self.watch]
-        return resolve([*bound, *watched], self.signals, {*FIELDS, *MADE, *CONTEXT, *self.memory, *self.fields})
+        return resolve([*bound, *watched], self.signals, {*KNOWN_FIELDS, *MADE, *CONTEXT, *self.memory, *self.fields})
 
     @property
     def watched(self) -> tuple[str, ...]:
@@ -110,6 +113,12 @@ class Objective:
     def vocabulary_names(self) -> tuple[str, ...]:
         """What the vocabulary pass has to make."""
         return tuple(sorted((self.graph.roots | {"label_logprob"}) & MADE))
+
+    @property
+    def batch_names(self) -> tuple[str, ...]:
+        """The batch fields that are read by terms and signals, optional ones among them."""
+        ids = {"teacher_topk_ids"} if "topk_logprob" in self.graph.roots else set()
+        return tuple(sorted(self.graph.roots & {*KNOWN_FIELDS, *self.fields} | ids))
 
     @functools.cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -128,6 +137,8 @@ class Objective:
         """This objective for these teachers (`teacher_id` k is `teachers[k]`), tried out on abstract arrays."""
         if len(set(teachers)) != len(teachers) or not teachers:
             raise UserError(f"teachers are {list(teachers)}; an objective needs at least one, each once")
+        if self.fallback is not None and self.fallback not in teachers:
+            raise unknown("fallback teacher", self.fallback, teachers)
         objective = replace(self, teachers=tuple(teachers))
         _try_out(objective)
         return objective
@@ -142,9 +153,11 @@ def _try_out(objective: Objective) -> None:
     """Trace everything on abstract arrays, so that a wrong shape or knob fails when the recipe is built."""
     from mixdistill.objective.evaluation import evaluate
 
-    shape, embed, vocabulary = (2, 8), 4, 32
-    fields = {name: FIELDS[name].dtype for name in FIELDS} | dict.fromkeys(objective.fields, jnp.float32)
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in fields.items()}
+    size, embed, vocabulary = {"B": 2, "T": 8, "K": 4}, 4, 32
+    shape = size["B"], size["T"]
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name in objective.fields}
+    for name, field_ in KNOWN_FIELDS.items():
+        batch[name] = jax.ShapeDtypeStruct(tuple(size[axis] for axis in field_.shape), field_.dtype)
     params = {"hidden": jnp.zeros((*shape, embed)), "unembed": jnp.zeros((embed, vocabulary))}
     student: Any = SimpleNamespace(
         hidden=lambda params, batch: params["hidden"],

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mixdistill.errors import UserError
-from mixdistill.objective.build import Objective, Term
+from mixdistill.objective.build import Objective
 from mixdistill.objective.tally import Counter, Tally
+from mixdistill.signals.mean_logit import mean_logit
 from mixdistill.signals.signal import Bound
 from mixdistill.signals.steps import run_max, run_start, trace_run
 from mixdistill.signals.vocabulary import NAMES, vocabulary_pass
@@ -41,7 +42,8 @@ def evaluate(
     The loss is `sum / weight`, in nats per token; to differentiate it take `sums_and_gradients`. If every gate is
     closed its weight is 0 and so is its sum. Tallies: "loss", "tokens" (valid, of all places), "kept" (of the valid),
     "loss/<term>", "gate/<term>/<gate>" (tokens open, of the valid), "invalid/<term>/<gate>" (NaN or negative gates,
-    taken as closed), "no_data" (1 if every gate is closed); and per teacher, `[K]`: "teacher/tokens", "teacher/nll",
+    taken as closed), "fallback/<term>" (1 if its gates closed everything and it learned from the fallback teacher),
+    "no_data" (1 if every gate is closed); and per teacher, `[K]`: "teacher/tokens", "teacher/nll",
     "teacher/content_nll", "teacher/kept", "teacher/traces_kept", "teacher/gate/<term>/<gate>", "teacher/nonfinite"
     (tokens with a NLL that is not finite; they are left out elsewhere) and "teacher/<name>" for every watched signal.
     """
@@ -126,7 +128,7 @@ def sums_of_signals(
     count = Counter(values["teacher_id"], len(objective.teachers))
     loss, weight, kept = [], [], jnp.zeros_like(valid)
     for names in objective.groups:
-        added = [_term(objective.terms[name], name, values, count) for name in names]
+        added = [_term(objective, name, values, count) for name in names]
         loss.append(jnp.stack([a.loss for a in added]).sum())
         weight.append(jnp.stack([a.weight for a in added]).max())  # equal, but under "valid" where none is used
         kept = functools.reduce(jnp.logical_or, [a.kept for a in added], kept)
@@ -142,9 +144,9 @@ class _Added(NamedTuple):
     kept: Bool[Array, "B T"]
 
 
-def _term(term: Term, name: str, values: Mapping[str, Any], count: "Counter") -> _Added:
+def _term(objective: Objective, name: str, values: Mapping[str, Any], count: Counter) -> _Added:
     """coef x gates x loss, added over tokens. Where a gate is closed neither a value nor a gradient gets through."""
-    valid = values["valid"]
+    term, valid = objective.terms[name], values["valid"]
     weight = valid.astype(jnp.float32)
     for gate_name, gate in zip(term.gate_names, term.bound_gates, strict=True):
         factor = jax.lax.stop_gradient(_per_token("gate", gate, values))
@@ -154,6 +156,9 @@ def _term(term: Term, name: str, values: Mapping[str, Any], count: "Counter") ->
         count.share(f"gate/{name}/{gate_name}", factor > 0, valid)
         count.share(f"invalid/{name}/{gate_name}", ~good, valid)
         count.teachers(f"teacher/gate/{name}/{gate_name}", factor > 0, valid)
+    if objective.fallback is not None:
+        weight, starved = _or_fallback(weight, values, objective.teachers.index(objective.fallback))
+        count.tallies[f"fallback/{name}"] = Tally(starved.astype(jnp.float32), jnp.ones((), jnp.float32))
     kept = weight > 0
     # The double where: the loss sees harmless numbers where it is closed, so that its derivative there is finite.
     shielded = {source: _shield(values[source], kept) for source in term.bound_loss.needs.values()}
@@ -162,6 +167,13 @@ def _term(term: Term, name: str, values: Mapping[str, Any], count: "Counter") ->
     count.tallies[f"loss/{name}"] = jax.lax.stop_gradient(Tally(total, divisor))
     coef = term.coef(values["train_step"]) if callable(term.coef) else term.coef
     return _Added(coef * total, divisor, kept)
+
+
+def _or_fallback(weight: Float[Array, "B T"], values: Mapping[str, Any], teacher: int):
+    """The tokens of `teacher` where `weight` is zero all over a batch that has tokens, and whether that was so."""
+    starved = values["valid"].any() & ~(weight > 0).any()
+    instead = (values["valid"] & (values["teacher_id"] == teacher)).astype(jnp.float32)
+    return jnp.where(starved, instead, weight), starved
 
 
 def _shield(value: Any, kept: Bool[Array, "B T"]) -> Any:
@@ -194,17 +206,26 @@ def _count_standard(values: Mapping[str, Any], kept: Bool[Array, "B T"], count: 
 def _vocabulary(objective, student, params, batch, options: Mapping[str, Any]) -> dict[str, Array]:
     """The vocabulary signals that the objective reads, from one vocabulary pass."""
     names = objective.vocabulary_names
+    hidden, unembed = student.hidden(params, batch), student.unembed(params)
+    ids = batch["target"][..., None]
+    if "topk_logprob" in names:
+        if "teacher_topk_ids" not in batch:
+            raise UserError("the objective reads 'topk_logprob', and the batch has no 'teacher_topk_ids' to take it at")
+        ids = jnp.concatenate([ids, batch["teacher_topk_ids"]], axis=-1)
     stats = vocabulary_pass(
-        student.hidden(params, batch),
-        student.unembed(params),
-        batch["target"][..., None],
+        hidden,
+        unembed,
+        ids,
         valid=batch["valid"],
         top_k=min(TOP_K, student.vocab_size) if {"confidence", "tail_mass"} & set(names) else 0,
         soft_cap=student.soft_cap,
         layout=student.unembed_layout,
         **options,
     )
-    return {name: NAMES[name](stats) for name in names}
+    made = {name: NAMES[name](stats) for name in names if name in NAMES}
+    if "mean_logit" in names:
+        made["mean_logit"] = mean_logit(hidden, unembed, layout=student.unembed_layout, soft_cap=student.soft_cap)
+    return made
 
 
 def _split(mesh, rules) -> dict[str, Any]:

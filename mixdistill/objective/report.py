@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mixdistill.data.fields import FIELDS
 from mixdistill.objective.build import Objective
 from mixdistill.objective.tally import Tally
 
@@ -22,7 +21,7 @@ def explain(objective: Objective) -> str:
         ]
     lines += ["signals"] + [f"  {name} <- {', '.join(bound.needs.values())}" for name, bound in graph.order.items()]
     lines.append(f"vocabulary pass: {', '.join(objective.vocabulary_names)}")
-    lines.append(f"batch fields: {', '.join(sorted(graph.roots & {*FIELDS, *objective.fields}))}")
+    lines.append(f"batch fields: {', '.join(objective.batch_names)}")
     if objective.memory:
         lines.append(f"memory: {', '.join(objective.memory)}")
     lines.append(f"groups with a common denominator: {'; '.join(', '.join(group) for group in objective.groups)}")
@@ -39,6 +38,11 @@ def complaints(tallies: Mapping[str, Tally]) -> list[str]:
             )
         if name.startswith("loss/") and not np.isfinite(tally.sum):
             found.append(f"loss {name.removeprefix('loss/')} is not finite at tokens that its gates keep")
+        if name.startswith("fallback/") and tally.sum > 0:
+            found.append(
+                f"the gates of term {name.removeprefix('fallback/')} closed everything: it learned from the fallback "
+                "teacher alone"
+            )
     if tallies["no_data"].sum > 0:
         found.append("no data: every gate of every term is closed, so nothing was learned")
     return found

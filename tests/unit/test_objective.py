@@ -140,6 +140,16 @@ def test_everything_closed_says_no_data():
     assert np.isnan(means(tallies)["loss"])
 
 
+def test_a_term_whose_gates_close_everything_learns_from_the_fallback_teacher():
+    objective = made({"a": Term(cross_entropy, gates=(nothing,)), "b": Term(cross_entropy)}, fallback="bob")
+    _, tallies = count(objective)
+    assert float(tallies["loss/a"].mean()) == 4.5  # bob: 3, 5, 4, 6
+    assert (float(tallies["fallback/a"].sum), float(tallies["fallback/b"].sum)) == (1, 0)
+    assert complaints(tallies) == ["the gates of term a closed everything: it learned from the fallback teacher alone"]
+    _, empty = count(objective, {**GIVEN, "valid": jnp.zeros_like(VALID)})
+    assert float(empty["fallback/a"].sum) == 0
+
+
 def test_an_empty_batch_is_no_data_too():
     loss, tallies = count(made({"a": Term(cross_entropy)}), {**GIVEN, "valid": jnp.zeros_like(VALID)})
     assert (float(loss.sum), float(loss.weight), float(tallies["no_data"].sum)) == (0, 0, 1)
@@ -241,6 +251,7 @@ def clumsy(label_logprob, target):
         (lambda: made({"a": Term(cross_entropy)}, memory={"m": running("teacher/nl")}), "'teacher/nl'"),
         (lambda: Objective({"a": Term(cross_entropy)}).with_teachers(("a", "a")), "each once"),
         (lambda: Objective({"a": Term(cross_entropy)}).with_teachers(()), "at least one"),
+        (lambda: made({"a": Term(cross_entropy)}, fallback="bop"), "fallback teacher 'bop'; did you mean 'bob'"),
     ],
 )
 def test_errors_come_when_the_objective_is_built(build, message):
