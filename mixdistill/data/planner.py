@@ -1,9 +1,9 @@
 """Planner: what every batch holds, as a pure function of a small state. The same on every process; reads no trace.
 
-Teachers take turns by credit: each draw gives every teacher its share of what was drawn and takes it all from the one
-that drew, and the next to draw is the one with the largest credit. So shares are exact in the long run whatever the
-lengths. A teacher's traces come in a new random order every epoch. A row is filled from a few traces more than it
-holds; the others wait, in the state, and the oldest goes into the next row.
+Teachers take turns by credit: each draw (under pack_by="teacher" each row) gives every teacher its share of what was
+drawn and takes it all from the one that drew, and the next to draw is the one with the largest credit. So shares are
+exact in the long run whatever the lengths. A teacher's traces come in a new random order every epoch. A row is filled
+from a few traces more than it holds; the others wait, in the state, and the oldest goes into the next row.
 """
 
 import bisect
@@ -97,28 +97,32 @@ class Planner:
 
     def _row(self, draft: "Draft", row: int) -> list[Place]:
         """Fills one row from a queue that is first filled up itself."""
-        queue, sizes = self._stocked(draft)
+        teacher = draft.next_teacher() if self.mixture.pack_by == "teacher" else None
+        queue = draft.queues.setdefault(MIXED if teacher is None else teacher, [])
+        sizes = self._stock(draft, queue, teacher)
         chosen = fill(sizes, self.mixture.length)
         offsets = itertools.accumulate((sizes[i] for i in chosen), initial=0)
         places = [Place(queue[i], row, offset) for i, offset in zip(chosen, offsets, strict=False)]
+        if teacher is not None:
+            draft.charge(teacher, float(self.corpus.cost[[place.trace_id for place in places]].sum()))
         queue[:] = [trace_id for i, trace_id in enumerate(queue) if i not in chosen]
         return places
 
-    def _stocked(self, draft: "Draft") -> tuple[list[int], list[int]]:
-        """The queue of the next row, drawn up to a row's length and `CHOICE` traces, and their footprints."""
-        by_teacher = self.mixture.pack_by == "teacher"
-        teacher = draft.next_teacher()
-        queue = draft.queues.setdefault(teacher if by_teacher else MIXED, [])
+    def _stock(self, draft: "Draft", queue: list[int], teacher: int | None) -> list[int]:
+        """Draws until `queue` has a row's length and `CHOICE` traces, all of `teacher` or (None) of those whose turn it
+        is, and returns their footprints."""
         sizes = self.corpus.footprint[queue].tolist()
         missing = self.mixture.length - sum(sizes)
         while missing > 0 or len(queue) < CHOICE[self.mixture.pack_by]:
-            teacher = teacher if by_teacher else draft.next_teacher()
-            trace_id = self._draw(teacher, int(draft.cursor[teacher]))
-            draft.charge(teacher, self.corpus.cost[trace_id])
+            drawn = draft.next_teacher() if teacher is None else teacher
+            trace_id = self._draw(drawn, int(draft.cursor[drawn]))
+            draft.cursor[drawn] += 1
+            if teacher is None:
+                draft.charge(drawn, float(self.corpus.cost[trace_id]))
             queue.append(trace_id)
             sizes.append(int(self.corpus.footprint[trace_id]))
             missing -= sizes[-1]
-        return queue, sizes
+        return sizes
 
     def _draw(self, teacher: int, cursor: int) -> int:
         pool = self.corpus.pools[teacher]
@@ -144,8 +148,7 @@ class Draft:
         return int(np.argmax(np.where(self.weights > 0, self.credit, -np.inf)))
 
     def charge(self, teacher: int, cost: float) -> None:
-        """Counts a draw."""
-        self.cursor[teacher] += 1
+        """Counts `cost` as spent on this teacher."""
         self.credit += self.weights * cost
         self.credit[teacher] -= cost
 
