@@ -10,11 +10,12 @@ from mixdistill.errors import UserError
 from mixdistill.traces.encode import encode_prompt, encode_trace
 from mixdistill.traces.trace import Verdict
 from mixdistill.traces.worlds.chain import CHAIN
+from mixdistill.traces.worlds.maze import maze
 from mixdistill.traces.worlds.walk import WALK
 from mixdistill.traces.worlds.world import World, part_of
 from mixdistill.traces.worlds.write import encode_words, traces, write_world
 
-WORLDS = [CHAIN, WALK]
+WORLDS = [CHAIN, WALK, maze()]
 EACH = pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 EACH_TEACHER = pytest.mark.parametrize(
     ("world", "teacher"),
@@ -42,7 +43,9 @@ def test_traces_are_graded_and_carry_reference_fold_and_difficulty(world, teache
     for problem, trace in samples(world, teacher, 2):
         assert trace.verdict is Verdict.CORRECT
         assert (trace.teacher, trace.problem_id) == (teacher, problem.id)
-        assert trace.answer == trace.reference == problem.answer
+        assert trace.reference == problem.answer
+        assert trace.answer == world.extract(trace.text)
+        assert trace.text.endswith(trace.answer)
         assert trace.meta == {"fold": problem.split, "difficulty": problem.difficulty}
 
 
@@ -97,13 +100,14 @@ def test_held_out_problems_are_of_another_part_than_training(world):
 
 @EACH_TEACHER
 def test_an_answer_that_is_replaced_or_missing_is_caught(world, teacher):
-    problem = world.problem(2, next(iter(world.splits)), 0)
+    problem = world.problem(2, "train", 0)
     trace = world.trace(problem, teacher)
     other = next(p for p in world.problems(9, problem.split, 50) if p.answer != problem.answer)
-    assert trace.text.endswith(problem.answer)
-    assert not world.verify(problem, trace.text.removesuffix(problem.answer) + other.answer)
-    assert not world.verify(problem, trace.text.removesuffix(problem.answer))
+    reasoning = trace.text.removesuffix(trace.answer)
+    assert not world.verify(problem, reasoning + other.answer)
+    assert not world.verify(problem, reasoning)
     assert not world.verify(problem, "")
+    assert world.judge(problem, reasoning + other.answer).error
 
 
 @EACH

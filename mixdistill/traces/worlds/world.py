@@ -71,6 +71,7 @@ class World:
     answer: Callable[[Any], str]
     measure: Callable[[Any], int]  # the oracle difficulty
     judge_question: Callable[[Any, str], Judgement]
+    extract: Callable[[str], str]  # completion -> its final answer; "" when it has none
 
     def problem(
         self, seed: int, split: str, index: int, *, stream: str = "", sizes: Sequence[int] | None = None
@@ -100,10 +101,11 @@ class World:
         question = self.read(problem.prompt)
         *steps, last = self.teachers[teacher].write(question, generator(self.name, teacher, problem.prompt))
         text = (*(Step(step + " ") for step in steps), Step(last))
-        judgement = self.judge_question(question, "".join(step.text for step in text))
-        verdict = Verdict.CORRECT if judgement.correct else Verdict.WRONG
+        completion = "".join(step.text for step in text)
+        verdict = Verdict.CORRECT if self.judge_question(question, completion).correct else Verdict.WRONG
         meta = {"fold": problem.split, "difficulty": problem.difficulty}
-        return Trace(problem.id, problem.prompt, text, problem.answer, teacher, verdict, problem.answer, meta)
+        answer = self.extract(completion)
+        return Trace(problem.id, problem.prompt, text, answer, teacher, verdict, problem.answer, meta)
 
     def judge(self, problem: Problem, completion: str) -> Judgement:
         """Answer and reasoning of a completion, apart."""
@@ -153,10 +155,10 @@ def _tokenizer(words: tuple[str, ...]) -> Tokenizer:
     return word_level(words)
 
 
-def after_last(words: Sequence[str], mark: str) -> str:
-    """The word after the last `mark`; "" when there is none."""
-    places = [i for i, word in enumerate(words) if word == mark]
-    return words[places[-1] + 1] if places and places[-1] + 1 < len(words) else ""
+def after_equals(completion: str) -> str:
+    """The word after the last "="; "" when there is none."""
+    _, mark, rest = completion.rpartition("=")
+    return (rest.split() or [""])[0] if mark else ""
 
 
 def joined(*words: Any) -> str:
