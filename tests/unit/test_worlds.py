@@ -10,12 +10,13 @@ from mixdistill.errors import UserError
 from mixdistill.traces.encode import encode_prompt, encode_trace
 from mixdistill.traces.trace import Verdict
 from mixdistill.traces.worlds.chain import CHAIN
+from mixdistill.traces.worlds.countdown import COUNTDOWN
 from mixdistill.traces.worlds.maze import maze
 from mixdistill.traces.worlds.walk import WALK
 from mixdistill.traces.worlds.world import World, part_of
 from mixdistill.traces.worlds.write import encode_words, traces, write_world
 
-WORLDS = [CHAIN, WALK, maze()]
+WORLDS = [CHAIN, WALK, maze(), COUNTDOWN]
 EACH = pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 EACH_TEACHER = pytest.mark.parametrize(
     ("world", "teacher"),
