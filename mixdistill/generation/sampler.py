@@ -116,14 +116,15 @@ def complete(
             tokens[row, : lengths[i]] = prompts[i]
         limits = {"max_new": max_new, "eos_id": eos_id, "rows": place}
         batch = jax.device_get(sample(student, params, tokens, lengths[place], **limits, **drawing))
-        results += [_generated(batch, row, eos_id) for row in range(min(rows, len(prompts) - start))]
+        results += [generated(batch, row, eos_id) for row in range(min(rows, len(prompts) - start))]
     return results
 
 
-def _generated(batch: Completion, row: int, eos_id: int) -> Generated:
-    count = batch.lengths[row]
-    new = batch.tokens[row, :count]
-    return Generated(new, batch.logprobs[row, :count], bool(new[-1] == eos_id), batch.confidence[row, :count])
+def generated(batch: Completion, row: int, eos_id: int) -> Generated:
+    """One row of a completion that is on the host, without its padding."""
+    kept = slice(0, int(batch.lengths[row]))
+    tokens, logprobs, confidence = (np.asarray(array[row, kept]) for array in batch[:3])
+    return Generated(tokens, logprobs, bool(tokens[-1] == eos_id), confidence)
 
 
 def recomputing_cache(student: Student) -> Cache:

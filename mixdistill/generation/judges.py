@@ -1,0 +1,55 @@
+"""Judges of rollouts: what a completion is worth. Functions of a list of rollouts; NaN where it cannot be told."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mixdistill.generation.rewards import MALFORMED, soft_overlong, step_similarity, well_formed
+from mixdistill.generation.rollouts import Judge, Rollout
+from mixdistill.traces import grade
+from mixdistill.traces.grade_extract import extract
+from mixdistill.traces.trace import Verdict
+
+VALUES = {Verdict.CORRECT: 1.0, Verdict.WRONG: 0.0, Verdict.UNVERIFIED: np.nan}
+
+
+def exact_answer(rollouts: Sequence[Rollout]) -> list[float]:
+    """1 where the final answer equals the trace's reference, 0 where it does not or there is none. A check that hangs
+    or crashes costs one process and gives NaN, as does a problem without a reference."""
+    pairs = [(extract(rollout.text), rollout.trace.reference) for rollout in rollouts]
+    known = [bool(reference) for _, reference in pairs]
+    verdicts = iter(grade.compare([pair for pair, has in zip(pairs, known, strict=True) if has]))
+    return [VALUES[next(verdicts)] if has else np.nan for has in known]
+
+
+def ended(rollouts: Sequence[Rollout]) -> list[float]:
+    """1 for a completion that ended by itself."""
+    return [float(rollout.ended) for rollout in rollouts]
+
+
+def thinks_then_answers(rollouts: Sequence[Rollout]) -> list[float]:
+    """1 for one thinking part in tags with an answer after it."""
+    return [float(well_formed(rollout.text)) for rollout in rollouts]
+
+
+def not_overlong(limit: int, cache: int) -> Judge:
+    """DAPO's soft penalty: 0 up to `limit - cache` tokens, down to -1 at `limit`."""
+
+    def judge(rollouts: Sequence[Rollout]) -> list[float]:
+        return [soft_overlong(rollout.num_tokens, limit=limit, cache=cache) for rollout in rollouts]
+
+    return judge
+
+
+def similar_step(rollouts: Sequence[Rollout]) -> list[float]:
+    """SRL's reward (arXiv:2510.25992): word similarity of the student's next step to the expert's, -1 when it wrote
+    nothing. The student's step is as many of its words as the expert's step has: texts do not say where steps end."""
+    return [_similarity(rollout) for rollout in rollouts]
+
+
+def _similarity(rollout: Rollout) -> float:
+    if rollout.step == 0:
+        return MALFORMED
+    expert = rollout.trace.steps[rollout.step - 1].text
+    words = rollout.text.split()[: len(expert.split())]
+    return step_similarity(" ".join(words), expert)
