@@ -40,8 +40,8 @@ def segment(text: str, rule: str = "auto") -> tuple[Step, ...]:
 def segment_trace(trace: Trace, rule: str = "auto") -> Trace:
     """The trace with its one step divided; one that has several steps keeps them.
 
-    Recorded log-probabilities go with the step that holds their token's first visible character. Where the tokens' texts
-    are not recorded, that cannot be known, and the trace stays one step."""
+    Recorded log-probabilities go with the step that holds their token's first visible character. Where the tokens'
+    texts are not recorded, that cannot be known, and the trace stays one step."""
     if len(trace.steps) != 1:
         return trace
     (whole,) = trace.steps

@@ -1,8 +1,8 @@
 """Readers: any trace file -> Traces and bad rows. `read` is the whole interface.
 
 Two layers. A file's *container* (JSON lines, array, Parquet, Arrow, a TFDS folder; `containers.py`) gives raw rows. A
-row's *format* (one module each, in `FORMATS`) gives drafts of traces; `finish.py` makes them traces. Every row comes out
-as a trace or as a `BadRow` with the reason; nothing is dropped and nothing in a row can raise.
+row's *format* (one module each, in `FORMATS`) gives drafts of traces; `finish.py` makes them traces. Every row comes
+out as a trace or as a `BadRow` with the reason; nothing is dropped and nothing in a row can raise.
 """
 
 import itertools
@@ -12,7 +12,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mixdistill.errors import UserError, unknown
-from mixdistill.traces.readers import mapped, normalised, own
+from mixdistill.traces.readers import (
+    alpaca,
+    evaluation,
+    mapped,
+    math_harness,
+    messages,
+    normalised,
+    own,
+    preference,
+    prompt_completion,
+    question_answer,
+    reasoning,
+    sharegpt,
+    verl,
+    wide,
+)
 from mixdistill.traces.readers.containers import read_rows
 from mixdistill.traces.readers.finish import finish, teacher_from_name
 from mixdistill.traces.readers.row import BadRow, Draft, Raw, Unfit, excerpt, keys
@@ -34,6 +49,17 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {
     "mixdistill": Format(own.matches, own.drafts),
     "normalised": Format(normalised.matches, normalised.drafts),
+    "preference": Format(preference.matches, preference.drafts),
+    "sharegpt": Format(sharegpt.matches, sharegpt.drafts),
+    "messages": Format(messages.matches, messages.drafts),
+    "verl": Format(verl.matches, verl.drafts),
+    "math-harness": Format(math_harness.matches, math_harness.drafts),
+    "evaluation": Format(evaluation.matches, evaluation.drafts),
+    "wide": Format(wide.matches, wide.drafts),
+    "reasoning": Format(reasoning.matches, reasoning.drafts),
+    "alpaca": Format(alpaca.matches, alpaca.drafts),
+    "prompt-completion": Format(prompt_completion.matches, prompt_completion.drafts),
+    "question-answer": Format(question_answer.matches, question_answer.drafts),
 }
 
 
@@ -89,8 +115,8 @@ def _detect(path: Path, head: list[Raw | BadRow]) -> str:
         return max(votes, key=lambda name: votes[name])
     has = f"its rows have: {keys(rows[0])}" if rows else "no row of it could be read"
     raise UserError(
-        f"cannot tell the format of {path}; {has}. Give --map prompt=FIELD --map completion=FIELD, or --format with one "
-        f"of: {', '.join(FORMATS)}"
+        f"cannot tell the format of {path}; {has}. Give --map prompt=FIELD --map completion=FIELD, or --format with "
+        f"one of: {', '.join(FORMATS)}"
     )
 
 

@@ -1,12 +1,29 @@
 """Finding values in a row: by one of several usual names, or by a dotted path."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mixdistill.traces.readers.row import Unfit, keys
+from mixdistill.traces.grade_extract import extract_marked
+from mixdistill.traces.readers.row import Draft, Unfit, keys
 
 PROMPT = ("question", "problem", "prompt", "query", "instruction")
+COMPLETION = (
+    "completion",
+    "completions",
+    "response",
+    "responses",
+    "generation",
+    "generations",
+    "generated_text",
+    "model_output",
+    "output",
+    "outputs",
+)
+REASONING = ("reasoning_content", "reasoning", "thinking")
+REFERENCE = ("reference_answer", "ground_truth", "expected_answer", "reference", "final_answer", "answer")
 TEACHER = ("teacher", "generator", "model", "model_name")
+SHORT = 64  # characters of a reference that is the answer alone
 MISSING = object()
 
 
@@ -26,6 +43,47 @@ def text(value: object, name: str) -> str:
 def scalar(value: object) -> str:
     """A short value as text: "" for None; numbers as they print."""
     return "" if value is None else str(value)
+
+
+def reference(row: Mapping) -> str:
+    """The reference answer under one of its usual names; "" if none."""
+    return answer_of(first(row, REFERENCE))
+
+
+def answer_of(value: object) -> str:
+    """A reference answer: the value itself where it is short, the answer that a worked solution marks ("#### 72"), or
+    "" where no answer is marked. Harnesses write "# 18" too."""
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if not isinstance(value, str | int | float):
+        return ""
+    text = str(value).strip()
+    alone = len(text) <= SHORT and "\n" not in text and not text.startswith("####") and "\\boxed" not in text
+    return text.removeprefix("# ") if alone else extract_marked(text)
+
+
+def with_reasoning(thought: object, answer: str) -> str:
+    """The completion of a row that holds the chain of thought apart: it goes between <think> tags."""
+    if not thought or "</think>" in answer:
+        return answer
+    return f"<think>\n{text(thought, 'reasoning').strip()}\n</think>\n\n{answer}"
+
+
+def several(found: object, draft: Draft, thought: object = None) -> Iterator[Draft | Unfit]:
+    """`draft` with a completion, or with each of a list of them and its number as `sample`."""
+    completions = found if isinstance(found, list) else [found]
+    for sample, one in enumerate(completions):
+        meta = draft.meta | ({"sample": sample} if len(completions) > 1 else {})
+        try:
+            completion = with_reasoning(thought, text(one, "completion"))
+            yield dataclasses.replace(draft, completion=completion, meta=meta)
+        except Unfit as unfit:
+            yield unfit
+
+
+def has_prompt(row: Mapping) -> bool:
+    """Whether `prompt` would find something."""
+    return any(row.get(name) for name in PROMPT)
 
 
 def prompt(row: Mapping) -> str:

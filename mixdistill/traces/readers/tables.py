@@ -1,4 +1,4 @@
-"""Parquet and Arrow files -> raw rows, a record batch at a time. Reads what the `datasets` library saves, without it."""
+"""Parquet and Arrow files -> raw rows, a record batch at a time. Reads what `datasets` saves without that library."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from mixdistill.errors import UserError
-from mixdistill.traces.worlds.world import Judgement, Split, Teacher, World, after_equals, joined
+from mixdistill.traces.worlds.world import Judgement, Split, Teacher, World, after_last, joined
 
 ORDER = 10
 DIGITS = tuple(map(str, range(ORDER)))
@@ -94,7 +94,7 @@ def judge(operands: Operands, completion: str) -> Judgement:
     The errors: words that form no trace; both notations; operands in no teacher's order; a state from the other side;
     a state from neither side; nothing but the answer."""
     words = completion.split()
-    correct = after_equals(completion) == str(product(operands))
+    correct = after_last(completion, "=") == str(product(operands))
     error = _error(operands, words) or ("" if correct else "answer")
     return Judgement(correct, error in ("", "answer"), error)
 
@@ -207,5 +207,5 @@ CHAIN = World(
     answer=lambda operands: str(product(operands)),
     measure=len,
     judge_question=judge,
-    extract=after_equals,
+    extract=lambda completion: after_last(completion, "="),
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mixdistill.errors import UserError
-from mixdistill.traces.worlds.world import Judgement, Split, Teacher, World, after_equals, joined
+from mixdistill.traces.worlds.world import Judgement, Split, Teacher, World, after_last, joined
 
 ORDER = 8
 LABELS = tuple(map(str, range(ORDER)))
@@ -91,7 +91,7 @@ def judge(question: Question, completion: str) -> Judgement:
     that form no trace; a step that is no edge or has another label; a walk that turns round; right edges with a wrong
     start or end; a wrong state, or states of two teachers; nothing but the answer."""
     words = completion.split()
-    correct = after_equals(completion) == LABELS[question.states[-1]]
+    correct = after_last(completion, "=") == LABELS[question.states[-1]]
     error = _error(question, words) or ("" if correct else "answer")
     return Judgement(correct, error in ("", "answer"), error)
 
@@ -232,5 +232,5 @@ WALK = World(
     answer=lambda question: LABELS[question.states[-1]],
     measure=lambda question: len(question.labels),
     judge_question=judge,
-    extract=after_equals,
+    extract=lambda completion: after_last(completion, "="),
 )

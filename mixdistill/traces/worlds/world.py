@@ -7,6 +7,7 @@ Held-out problems never overlap with training: the hash of a prompt alone says w
 validation or test, and a split draws anew until it meets one of its own part, whatever the seed, size and family.
 """
 
+import dataclasses
 import functools
 import hashlib
 import random
@@ -133,6 +134,12 @@ class World:
         return self.splits[name]._replace(sizes=tuple(sizes))
 
 
+def share_words(*worlds: World) -> tuple[World, ...]:
+    """The same worlds with one vocabulary, so that their shards train one student."""
+    words = tuple(dict.fromkeys(word for world in worlds for word in world.words))
+    return tuple(dataclasses.replace(world, words=words) for world in worlds)
+
+
 def generator(*key: Any) -> random.Random:
     """Random numbers that depend on `key` alone."""
     return random.Random(_hash(repr(key)))
@@ -155,10 +162,11 @@ def _tokenizer(words: tuple[str, ...]) -> Tokenizer:
     return word_level(words)
 
 
-def after_equals(completion: str) -> str:
-    """The word after the last "="; "" when there is none."""
-    _, mark, rest = completion.rpartition("=")
-    return (rest.split() or [""])[0] if mark else ""
+def after_last(completion: str, mark: str) -> str:
+    """The word after the last `mark`; "" when there is none."""
+    words = completion.split()[::-1]
+    place = words.index(mark) if mark in words else 0
+    return words[place - 1] if place else ""
 
 
 def joined(*words: Any) -> str:

@@ -1,0 +1,37 @@
+"""Preference pairs: the chosen completion is a trace; the rejected one is not read."""
+
+from collections.abc import Iterator, Mapping
+
+from mixdistill.traces.readers import chat, lookup
+from mixdistill.traces.readers.row import Draft, Unfit
+
+CONTEXT = ("conversations", "messages", "prompt")
+
+
+def matches(row: Mapping) -> bool:
+    """Whether `row` is of this format."""
+    return "chosen" in row and "rejected" in row
+
+
+def drafts(row: Mapping) -> Iterator[Draft | Unfit]:
+    """The chosen answer to the problem before it."""
+    chosen = row["chosen"]
+    if isinstance(chosen, list):  # whole conversations that share their beginning
+        return chat.drafts(row, chat.openai(chosen))
+    context = lookup.first(row, CONTEXT)
+    if not isinstance(context, list):
+        return _plain(row)
+    turns = [*context, chosen if isinstance(chosen, Mapping) else _answer(chosen)]
+    is_openai = chat.is_list_of(context, "role")
+    return chat.drafts(row, chat.openai(turns) if is_openai else chat.sharegpt(turns))
+
+
+def _answer(text: object) -> dict:
+    """A turn in either layout."""
+    return {"from": "gpt", "value": text, "role": "assistant", "content": text}
+
+
+def _plain(row: Mapping) -> Iterator[Draft]:
+    chosen = row["chosen"]
+    text = lookup.text(chosen, "chosen")
+    yield Draft(lookup.prompt(row), text, teacher=lookup.teacher(row), reference=lookup.reference(row))
