@@ -12,11 +12,12 @@ from mixdistill.traces.trace import Verdict
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.countdown import COUNTDOWN
 from mixdistill.traces.worlds.maze import maze
+from mixdistill.traces.worlds.reach import REACH
 from mixdistill.traces.worlds.walk import WALK
-from mixdistill.traces.worlds.world import World, part_of
+from mixdistill.traces.worlds.world import World, part_of, share_words
 from mixdistill.traces.worlds.write import encode_words, traces, write_world
 
-WORLDS = [CHAIN, WALK, maze(), COUNTDOWN]
+WORLDS = [CHAIN, WALK, maze(), COUNTDOWN, REACH]
 EACH = pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
 EACH_TEACHER = pytest.mark.parametrize(
     ("world", "teacher"),
@@ -163,3 +164,14 @@ def test_a_part_without_problems_is_an_error_and_no_endless_loop():
     stuck = dataclasses.replace(CHAIN, draw=lambda rng, split, size: "? 0 0 : ")
     with pytest.raises(UserError, match="too few problems of size 3"):
         stuck.problem(0, "train" if part_of("? 0 0 : ") != "train" else "test", 0, sizes=[3])
+
+
+def test_worlds_that_share_words_have_one_tokenizer_and_the_same_traces():
+    walk, reach = share_words(WALK, REACH)
+    assert walk.tokenizer().hash == reach.tokenizer().hash != WALK.tokenizer().hash
+    problem = reach.problem(0, "train", 0)
+    assert problem == REACH.problem(0, "train", 0)
+    assert reach.trace(problem, "H") == REACH.trace(problem, "H")
+    for world in (walk, reach):
+        trace = world.trace(world.problem(0, "train", 0), "F")
+        assert world.tokenizer().decode(world.tokenizer().encode(trace.text)) == trace.text
