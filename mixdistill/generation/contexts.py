@@ -39,6 +39,8 @@ def full() -> Context:
 
 def topk(count: int) -> Context:
     """As `full`; the `count` most likely tokens and their log-probabilities."""
+    if count < 1:
+        raise UserError(f"the {count} most likely tokens; it takes at least 1")
     return Context(f"topk-{count}", lambda t: [Scored(t.tokens, t.num_prompt)], top_k=count)
 
 

@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mixdistill.errors import UserError, unknown
 from mixdistill.recipe.recipe import Recipe
@@ -15,18 +17,23 @@ def load(name: str) -> Recipe:
 
     Raises `UserError` for a module, file or function that is not there, naming the nearest function.
     """
+    recipe = find_function(name, "recipe")()
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{name} returned {type(recipe).__name__}, not a Recipe")
+    return recipe
+
+
+def find_function(name: str, kind: str) -> Callable[[], Any]:
+    """The function that `name` names; `kind` says in errors what it is for. Raises `UserError` as `load`."""
     where, _, function_name = name.rpartition(":")
     if not where:
-        raise UserError(f"a recipe is named module:function or file.py:function, got {name!r}")
+        raise UserError(f"a {kind} is named module:function or file.py:function, got {name!r}")
     module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
     function = getattr(module, function_name, None)
     if not callable(function):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        raise unknown(f"recipe function in {where}", function_name, own)
-    recipe = function()
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{name} returned {type(recipe).__name__}, not a Recipe")
-    return recipe
+        raise unknown(f"{kind} function in {where}", function_name, own)
+    return function
 
 
 def _from_file(path: Path) -> ModuleType:
