@@ -89,7 +89,8 @@ class World:
         raise UserError(f"world {self.name} has too few problems of size {size} to keep some for {where.part}")
 
     def problem_of(self, prompt: str, split: str = "") -> Problem:
-        """The problem that `prompt` states. Raises `UserError` when it states none."""
+        """The problem that `prompt` states, however it is spaced. Raises `UserError` when it states none."""
+        prompt = joined(*prompt.split()) + " "
         question = self.read(prompt)
         return Problem(
             f"{self.name}-{_hash(prompt):016x}", prompt, self.answer(question), self.measure(question), split
