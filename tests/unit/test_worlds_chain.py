@@ -25,7 +25,7 @@ def test_the_table_is_the_composition_of_symmetries_of_a_pentagon(a, b):
 
 
 PROBLEM = CHAIN.problem_of("? 2 6 4 7 0 :")
-FORMS = {  # 2*6=8, 8*4=9-5=4 -> 5+(3-4)%5=9, 9*7=2, 2*0=2, by the table of the dihedral group
+FORMS = {  # 2 6 = 8, 8 4 = 9, 9 7 = 2, 2 0 = 2 from the left
     "F": "2 6 8 4 9 7 2 0 2 = 2",
     "B": "0 7 7 4 6 6 0 2 2 = 2",
     "M": "4 7 6 6 0 0 0 2 2 = 2",

@@ -29,7 +29,7 @@ def test_the_table_is_that_of_the_quaternion_units(a, b):
     assert multiply(a, INVERSE[a]) == 0
 
 
-# A -3-> N -5-> M -4-> P -6-> R -6-> S; from A to R: j' k... states 3, 6, 3, 4 are d g d e.
+# A -3- N -5- M -4- P -6- R, then S; the products are 3, 6, 3, 4, in letters d g d e.
 PROBLEM = WALK.problem_of("? N M 5 A N 3 P R 6 R S 6 M P 4 : A R")
 FORMS = {
     "F": "A N 3 d M 5 g P 4 d R 6 e = 4",
