@@ -45,7 +45,7 @@ def batches(sequences: Sequence[Scored], num_tokens: int, multiple: int = 1) -> 
         rows = max(num_tokens // width // multiple, 1) * multiple
         last = width >= longest
         fitting = [i for i in waiting if sequences[i].columns <= width]
-        packed = _fill_rows(fitting, [sequences[i].columns for i in fitting], width)
+        packed = fill_rows(fitting, [sequences[i].columns for i in fitting], width)
         whole = len(packed) if last else len(packed) // rows * rows
         for first in range(0, whole, rows):
             yield _lay_out(sequences, packed[first : first + rows], rows, width)
@@ -58,7 +58,7 @@ def batches(sequences: Sequence[Scored], num_tokens: int, multiple: int = 1) -> 
 Row = list[tuple[int, int]]  # (sequence, offset)
 
 
-def _fill_rows(numbers: list[int], sizes: list[int], width: int) -> list[Row]:
+def fill_rows(numbers: list[int], sizes: list[int], width: int) -> list[Row]:
     """Best fit, longest first."""
     rows: list[Row] = []
     spaces: list[tuple[int, int]] = []  # (left free, row), ascending

@@ -1,0 +1,42 @@
+"""What a student makes of traces that it was not trained on: every trace once, counted in tallies."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from mixdistill.data.corpus import Corpus
+from mixdistill.data.fields import Batch
+from mixdistill.data.packing import Place
+from mixdistill.data.rows import read_row
+from mixdistill.data.sequences import fill_rows
+from mixdistill.objective import Tally
+from mixdistill.traces.tokenizer import content_ids
+
+EvalStep = Callable[[Any, Any], Mapping[str, Tally]]  # (state, batch) -> tallies
+
+
+def held_out(eval_step: EvalStep, state: Any, batches: Iterable[Batch]) -> dict[str, Tally]:
+    """The tallies of all batches together, as numpy arrays; {} if there is no batch."""
+    total: dict[str, Tally] = {}
+    for batch in batches:
+        found = jax.device_get(eval_step(state, batch))
+        total = jax.tree.map(np.add, total, found) if total else found
+    return total
+
+
+def one_pass(corpus: Corpus, rows: int, length: int) -> Iterator[Batch]:
+    """Batches [rows, length] that hold every trace that may be drawn from `corpus` once; the last is filled with
+    padding. `corpus` was opened for rows of this `length`."""
+    content = content_ids(corpus.shards[0].tokenizer)
+    numbers = np.concatenate(corpus.pools).tolist()
+    packed = fill_rows(numbers, corpus.footprint[numbers].tolist(), length)
+    for first in range(0, len(packed), rows):
+        some = packed[first : first + rows] + [[]] * max(first + rows - len(packed), 0)
+        made = [read_row(corpus, content, _places(row), length) for row in some]
+        yield {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+
+def _places(row: list[tuple[int, int]]) -> list[Place]:
+    return [Place(number, 0, offset) for number, offset in row]
