@@ -33,7 +33,8 @@ def explain(recipe: "Recipe") -> Iterator[str]:
         places = source.rows * source.length
         yield ""
         yield f"stage {stage.name}: {_budget(stage.budget)}"
-        yield f"  data: {source.rows} rows x {source.length} = {places:,} tokens a train step, from {source.shards}"
+        folders = ", ".join(source.folders)
+        yield f"  data: {source.rows} rows x {source.length} = {places:,} tokens a train step, from {folders}"
         if stage.objective is None:
             yield "  objective: as in the stage before"
         else:

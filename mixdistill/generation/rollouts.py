@@ -94,6 +94,11 @@ class Rollouts:
         return self.max_prompt + self.max_new
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """The shard folders that prompts come from."""
+        return self.asked.folders
+
+    @property
     def asked(self) -> Mixture:
         """The recorded traces whose prompts are asked."""
         return Mixture(

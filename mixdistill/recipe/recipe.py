@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError
+from mixdistill.generation.rollouts import Rollouts
 from mixdistill.mesh import FSDP, Rules
 from mixdistill.objective import Objective
 from mixdistill.optimizers import Budget, OptimizerConfig
@@ -26,7 +27,7 @@ class Stage:
 
     name: str
     num_train_steps: int | None
-    source: Mixture
+    source: Mixture | Rollouts  # recorded traces, or the student's own with a reward
     objective: Objective | None = None  # None: as in the stage before
     num_tokens: int | None = None  # targets seen, whether a gate keeps them or not
 

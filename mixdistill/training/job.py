@@ -14,15 +14,17 @@ from mixdistill.data.mixture import Mixture
 from mixdistill.data.pipeline import Pipeline
 from mixdistill.data.placement import share
 from mixdistill.errors import UserError
+from mixdistill.generation.rollouts import SELF, Rollouts
 from mixdistill.mesh import make_mesh
 from mixdistill.objective import Objective
 from mixdistill.optimizers import make_optimizer
-from mixdistill.recipe import Recipe, fingerprint, show
+from mixdistill.recipe import Recipe, Stage, fingerprint, show
 from mixdistill.students.student import Student
 from mixdistill.traces.shards import Shards
 from mixdistill.traces.tokenizer import Tokenizer
 from mixdistill.training.checkpoint import Identity
 from mixdistill.training.position import Position
+from mixdistill.training.rollout_pipeline import RolloutPipeline
 from mixdistill.training.state import TrainState, abstract_state, init_state, initial_memory
 from mixdistill.training.steer import READ_AHEAD
 from mixdistill.training.step import TrainStep, compile_train_step, make_train_step
@@ -73,18 +75,22 @@ class Job:
         )
         return compile_train_step(step, self.mesh, self.recipe.rules, self.student)
 
-    def pipeline(self, position: Position) -> Pipeline:
+    def pipeline(self, position: Position) -> Pipeline | RolloutPipeline:
         """The pipeline of the position's stage, where the position says."""
-        source = source_of(self.recipe, position.stage)
-        part, parts = share(self.mesh, self.recipe.rules, source.rows)
-        pipeline = Pipeline(self.corpora[position.stage], source, part, parts, READ_AHEAD)
+        source, corpus = source_of(self.recipe, position.stage), self.corpora[position.stage]
+        part = share(self.mesh, self.recipe.rules, source.rows)
+        if isinstance(source, Rollouts):
+            itself = self.teachers.index(SELF)
+            pipeline = RolloutPipeline(source, corpus, self.student, itself, self.mesh, self.recipe.rules, part)
+        else:
+            pipeline = Pipeline(corpus, source, *part, READ_AHEAD)
         if position.pipeline is not None:
             pipeline.set_state(position.pipeline)
         return pipeline
 
 
-def source_of(recipe: Recipe, stage: int) -> Mixture:
-    """The mixture of a stage, with the seed that its data order has: another for every seed of the recipe, and for
+def source_of(recipe: Recipe, stage: int) -> Mixture | Rollouts:
+    """The source of a stage, with the seed that its data order has: another for every seed of the recipe, and for
     every stage, so that two stages with one source do not repeat each other."""
     source = recipe.stages[stage].source
     seed = np.random.SeedSequence([recipe.seed, stage, source.seed]).generate_state(1)
@@ -101,11 +107,11 @@ def build(recipe: Recipe, devices: Sequence[jax.Device] | None = None, command: 
     student = recipe.build_student()
     _check_vocabulary(student, corpora[0])
     for stage in recipe.stages:
-        _check_rows(stage.source, recipe, mesh)
-    teachers = corpora[0].teachers
+        _check_rows(stage.source.rows, recipe, mesh)
+    teachers = _teachers(recipe, corpora[0])
     objectives = [recipe.objective_of(index).with_teachers(teachers) for index in range(len(recipe.stages))]
-    for objective in objectives:
-        _check_routers(objective)
+    for stage, objective in zip(recipe.stages, objectives, strict=True):
+        _check_routers(stage, objective)
     tokenizer = corpora[0].shards[0].manifest["tokenizer"]
     identity = Identity(show(recipe), fingerprint(recipe), teachers, tokenizer, command)
     optimizer = make_optimizer(recipe.optimizer, student.axes, recipe.budget)
@@ -118,7 +124,7 @@ def _open(recipe: Recipe) -> tuple[Corpus, ...]:
     """The corpus of each stage; they must agree on tokenizer and teachers, or a token or a teacher_id would change its
     meaning in the middle of a run."""
     wanted = _tokenizer_hash(recipe.tokenizer)
-    corpora = [_open_stage(stage.name, stage.source) for stage in recipe.stages]
+    corpora = [_open_stage(stage.name, asked(stage.source)) for stage in recipe.stages]
     for stage, corpus in zip(recipe.stages, corpora, strict=True):
         found = corpus.shards[0].manifest["tokenizer"]
         expected = wanted or corpora[0].shards[0].manifest["tokenizer"]
@@ -148,6 +154,20 @@ def _open_stage(name: str, source: Mixture) -> Corpus:
     return corpus
 
 
+def asked(source: Mixture | Rollouts) -> Mixture:
+    """The recorded traces that a source reads: for training, or for their prompts."""
+    return source.asked if isinstance(source, Rollouts) else source
+
+
+def _teachers(recipe: Recipe, corpus: Corpus) -> tuple[str, ...]:
+    """Those of the shards, and the student itself where it has rollouts."""
+    if not any(isinstance(stage.source, Rollouts) for stage in recipe.stages):
+        return corpus.teachers
+    if SELF in corpus.teachers:
+        raise UserError(f"a teacher of {corpus.shards[0].path} is named {SELF!r}, as rollouts are; rename that teacher")
+    return (*corpus.teachers, SELF)
+
+
 def _tokenizer_hash(tokenizer: str | None) -> str | None:
     if tokenizer is None or (len(tokenizer) == 64 and set(tokenizer) <= set("0123456789abcdef")):
         return tokenizer
@@ -164,16 +184,21 @@ def _check_vocabulary(student: Student, corpus: Corpus) -> None:
         )
 
 
-def _check_rows(mixture: Mixture, recipe: Recipe, mesh: Mesh) -> None:
+def _check_rows(rows: int, recipe: Recipe, mesh: Mesh) -> None:
     parts = math.prod(mesh.shape[axis] for axis in recipe.rules.mesh_axes("batch")) * recipe.num_microbatches
-    if mixture.rows % parts:
+    if rows % parts:
         raise UserError(
-            f"{mixture.rows} rows a train step do not divide over {parts} (devices that share the batch times "
+            f"{rows} rows a train step do not divide over {parts} (devices that share the batch times "
             f"{recipe.num_microbatches} microbatches); change rows, mesh or num_microbatches"
         )
 
 
-def _check_routers(objective: Objective) -> None:
+def _check_routers(stage: Stage, objective: Objective) -> None:
     routers = [name for name, entry in objective.memory.items() if entry.every]
+    if routers and isinstance(stage.source, Rollouts):
+        raise UserError(
+            f"stage {stage.name!r} has rollouts, which have no mixture, but its objective has router {routers[0]}; "
+            "give the stage an objective without"
+        )
     if len(routers) > 1:
         raise UserError(f"memory entries {', '.join(routers)} all steer the mixture; keep one of them")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import jax
 
-from mixdistill.data.pipeline import Pipeline
 from mixdistill.data.placement import place
 from mixdistill.recipe import Recipe
 from mixdistill.training import workdir as workdirs
+from mixdistill.training.batches import Batches, read, told
 from mixdistill.training.checkpoint import Checkpoint, Checkpoints
 from mixdistill.training.hooks import Hook, default_hooks
 from mixdistill.training.job import Job, build
@@ -85,11 +85,11 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
     stage, step = job.recipe.stages[position.stage], job.train_step(position.stage)
     with contextlib.closing(job.pipeline(position)) as pipeline:
         while not (position.spends(stage.budget) or stop.asked(position.train_step)):
-            batch = place(next(pipeline), job.mesh, job.recipe.rules)
+            batch = place(read(pipeline, state), job.mesh, job.recipe.rules)
             state, tallies = step(state, batch)
             position = position.after(pipeline.num_targets)
             report.event("train_step", position, state)
-            _arrive(run, pipeline, late.swap((position, tallies)), state)
+            _arrive(run, pipeline, late.swap((position, tallies | told(pipeline))), state)
             if position.train_step % job.recipe.checkpoint_every == 0:
                 _arrive(run, pipeline, late.swap(None), state)
                 _save(run, position.at(pipeline, report.seconds), state)
@@ -101,7 +101,7 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
     return state, position
 
 
-def _arrive(run: _Run, pipeline: Pipeline, arrived: list[Arrived], state: TrainState) -> None:
+def _arrive(run: _Run, pipeline: Batches, arrived: list[Arrived], state: TrainState) -> None:
     for position, tallies in arrived:
         steer(pipeline, run.job.objectives[position.stage], position, tallies)
         run.report.add(position, tallies, state)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from mixdistill.data.pipeline import Pipeline
 from mixdistill.optimizers import Budget
+from mixdistill.training.batches import Batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Position:
         """At the start of the stage after this one."""
         return dataclasses.replace(self, stage=self.stage + 1, stage_train_steps=0, stage_tokens=0, pipeline=None)
 
-    def at(self, pipeline: Pipeline, seconds: float) -> "Position":
+    def at(self, pipeline: Batches, seconds: float) -> "Position":
         """With where the pipeline is, and the time spent."""
         return dataclasses.replace(self, seconds=seconds, pipeline=pipeline.get_state())
 

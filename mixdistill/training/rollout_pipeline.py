@@ -82,10 +82,6 @@ class RolloutPipeline:
         held = found.pop("held")
         self._state, self._held = found, None if held is None else _from_json(held)
 
-    def set_weights(self, weights: Mapping[str, float], at_train_step: int) -> None:
-        """Rollouts have one teacher, the student."""
-        raise UserError("a router steers a mixture; this stage has rollouts: take the router out of its objective")
-
     def close(self) -> None:
         """Nothing runs beside the loop."""
 

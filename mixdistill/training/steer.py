@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from mixdistill.data.pipeline import Pipeline
 from mixdistill.objective import Objective, Tally
+from mixdistill.training.batches import Batches
 from mixdistill.training.position import Position
+from mixdistill.training.rollout_pipeline import RolloutPipeline
 
 READ_AHEAD = 2  # batches that the pipeline prepares while the device works
 # Train steps from the tallies that a router has seen to the first batch that it changes. A plan that was read ahead is
@@ -12,12 +13,12 @@ READ_AHEAD = 2  # batches that the pipeline prepares while the device works
 LEAD = READ_AHEAD + 2
 
 
-def steer(pipeline: Pipeline, objective: Objective, position: Position, tallies: Mapping[str, Tally]) -> None:
+def steer(pipeline: Batches, objective: Objective, position: Position, tallies: Mapping[str, Tally]) -> None:
     """Sets the pipeline's weights from the tallies of the train step before `position`, if a router says so now."""
     for name, entry in objective.memory.items():
-        if not entry.every or position.stage_train_steps % entry.every:
+        if isinstance(pipeline, RolloutPipeline) or not entry.every or position.stage_train_steps % entry.every:
             continue
         weights, ready = tallies[f"router/{name}"]
         if ready.all():
-            wanted = {teacher: float(w) for teacher, w in zip(objective.teachers, weights, strict=True)}
+            wanted = {t: float(w) for t, w in zip(objective.teachers, weights, strict=True) if t in pipeline.teachers}
             pipeline.set_weights(wanted, at_train_step=position.stage_train_steps + LEAD)
