@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def measure(folder: Path, name: str, threshold: float) -> tuple[float, list[dict]]:
-    """The share of labelled traces whose verdict is their label's, and those whose is not. "Open" ones count against."""
+    """The share of labelled traces whose verdict is their label's, and those where it is not ("open" ones too)."""
     start = time.process_time()
     traces = [row for path in sorted(folder.glob("*.jsonl.gz")) for row in read(path) if isinstance(row, Trace)]
     graded = [trace for trace in grade_traces(traces) if "label" in trace.meta]

@@ -73,11 +73,21 @@ def _print_table(manifest: dict[str, Any], out: Path) -> None:
     dropped = sum(row["logprobs_dropped"] for row in manifest["teachers"].values())
     if dropped:
         print(f"log-probabilities of {dropped} traces are left out: they were recorded with another tokenizer")
+    _note_unverified(sum(row["unverified"] for row in manifest["teachers"].values()))
     for reason, count in manifest["quarantine_reasons"].items():
         print(f"quarantined: {count} x {reason}")
     if manifest["num_quarantined"]:
         print(f"each with file and line in {out / 'quarantine.jsonl'}")
     print(f"{manifest['num_traces']} traces, {manifest['num_tokens']} tokens in {out}")
+
+
+def _note_unverified(count: int) -> None:
+    from mixdistill.traces.grade import has_algebra
+
+    if count and has_algebra():
+        print(f"unverified: {count} answers, on which the algebra failed or took too long")
+    elif count:
+        print(f"unverified: {count} answers that take algebra; for them pip install 'mixdistill[verify]'")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -146,7 +146,9 @@ def _finish(draft: Draft | Unfit, path: Path, row: Raw, teacher: str) -> Trace |
     try:
         if isinstance(draft, Unfit):
             raise draft
-        return finish(draft, source=path.name, line=row.line, teacher=teacher)
+        # A dataset folder is named by its parent too: its own name is a version or a split.
+        source = "/".join(path.parts[-2:]) if path.is_dir() else path.name
+        return finish(draft, source=source, line=row.line, teacher=teacher)
     except Unfit as unfit:
         return _bad(path, row, unfit)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from mixdistill.traces.readers.folders import read_folder
 from mixdistill.traces.readers.json_rows import read_json
 from mixdistill.traces.readers.row import BadRow, Raw
 from mixdistill.traces.readers.tables import read_arrow, read_parquet
@@ -10,6 +11,9 @@ from mixdistill.traces.readers.tables import read_arrow, read_parquet
 
 def read_rows(path: Path) -> Iterator[Raw | BadRow]:
     """The rows of a file or dataset folder, in a fixed order; told by their first bytes, not by name."""
+    if path.is_dir():
+        yield from read_folder(path)
+        return
     with path.open("rb") as file:
         magic = file.read(8)
     if not magic:

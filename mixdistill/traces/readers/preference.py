@@ -1,4 +1,6 @@
-"""Preference pairs: the chosen completion is a trace; the rejected one is not read."""
+"""Preference pairs: the chosen completion is a trace; the rejected one is not read.
+
+A chosen answer late in a conversation is none: it answers the turns before it too."""
 
 from collections.abc import Iterator, Mapping
 
@@ -17,13 +19,20 @@ def drafts(row: Mapping) -> Iterator[Draft | Unfit]:
     """The chosen answer to the problem before it."""
     chosen = row["chosen"]
     if isinstance(chosen, list):  # whole conversations that share their beginning
-        return chat.drafts(row, chat.openai(chosen))
+        return chat.drafts(row, _single(chat.openai(chosen)))
     context = lookup.first(row, CONTEXT)
     if not isinstance(context, list):
         return _plain(row)
     turns = [*context, chosen if isinstance(chosen, Mapping) else _answer(chosen)]
     is_openai = chat.is_list_of(context, "role")
-    return chat.drafts(row, chat.openai(turns) if is_openai else chat.sharegpt(turns))
+    return chat.drafts(row, _single(chat.openai(turns) if is_openai else chat.sharegpt(turns)))
+
+
+def _single(turns: list[chat.Turn]) -> list[chat.Turn]:
+    """The turns, if there is one exchange."""
+    if sum(turn.role != "system" for turn in turns) > 2:
+        raise Unfit("the chosen answer continues a conversation")
+    return turns
 
 
 def _answer(text: object) -> dict:
