@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     from mixdistill.training.loop import run as train
 
-    outcome = train(recipe, workdir)
+    outcome = train(recipe, workdir, command=" ".join([args.recipe, *(f"--set {change}" for change in args.set)]))
     if jax.process_index() == 0:
         done = f"{outcome.position.train_step} train steps, {outcome.position.tokens:,} tokens"
         if outcome.stopped_by:
