@@ -21,7 +21,6 @@ def run(args: argparse.Namespace) -> int:
     traces = (shards[i].trace for i in range(len(shards)))
     folder = publish(traces, args.out, name=args.name, version=args.version)
     print(f"{len(shards)} traces in {folder}")
-    print(
-        f'read with tfds.builder_from_directory("{folder}").as_data_source("{SPLIT}"), or mixdistill prepare {folder}'
-    )
+    print(f"read it with mixdistill prepare {folder}, or")
+    print(f'tfds.builder_from_directory("{folder}").as_data_source("{SPLIT}")')
     return 0

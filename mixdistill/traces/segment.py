@@ -17,9 +17,8 @@ BLANK_LINE = re.compile(r"\n[ \t\r]*\n\s*")
 LINE = re.compile(r"\n\s*")
 NUMBER = re.compile(r"^[ \t#*_>-]*(?:(?:step|part|case)[ \t]+\d+\b|\(?\d{1,2}[.):](?=\s|\*))", re.I | re.M)
 # Literal tags, and the two lines between which some reasoners think without tags.
-TAG = re.compile(
-    r"(?P<open><(?:think|thinking|reasoning|step|answer|solution)>)|</\w+>\s*|^(?:think|answer)[ \t]*\n", re.M
-)
+NAMES = "think|thinking|reasoning|step|answer|solution"
+TAG = re.compile(rf"(?P<open><(?:{NAMES})>)|</(?:{NAMES})>\s*|^(?:think|answer)[ \t]*\n", re.M)
 SENTENCE = re.compile(r"""(?<=[.!?])["')\]*_]*\s+(?=["'(\[*_$\\]*[A-Z0-9])|\n\s*""")
 JSON_SENTENCE = re.compile(SENTENCE.pattern + r"|(?<!\\)(?:\\n)+")
 JSON_HEAD = re.compile(r"\s*(?:```(?:json)?\s*)?\{\s*\"")

@@ -21,9 +21,7 @@ def read_folder(folder: Path) -> Iterator[Raw | BadRow]:
     files = _files(folder)
     if not files:
         yield BadRow(str(folder), 0, "no Arrow or Parquet file in the dataset folder")
-    number = 0
-    for row in itertools.chain.from_iterable(map(_read, files)):
-        number += 1
+    for number, row in enumerate(itertools.chain.from_iterable(map(_read, files)), start=1):
         yield row._replace(line=number)
 
 

@@ -11,8 +11,8 @@ REFERENCE = ("reference_answer", "ground_truth", "answer")
 
 
 def matches(row: Mapping) -> bool:
-    """Whether `row` is of this format."""
-    return lookup.has_prompt(row) and bool(_teachers(row))
+    """Whether `row` is of this format. An object beside a completion is no teacher but some note on it."""
+    return lookup.has_prompt(row) and not any(row.get(name) for name in lookup.COMPLETION) and bool(_teachers(row))
 
 
 def drafts(row: Mapping) -> Iterator[Draft | Unfit]:
