@@ -1,9 +1,25 @@
-"""Content tokens of recorded traces: what the measures of form read. Fillers, punctuation and prompts are left out."""
+"""Completions of recorded traces as flat arrays, and their content tokens: what the measures of form read.
+
+Content is what holds a letter or digit and is no filler. Prompts are left out.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mixdistill.traces.shards import Shards
 from mixdistill.traces.tokenizer import content_ids
+
+
+class Completions(NamedTuple):
+    """One entry a completion token, the end token included; trace after trace."""
+
+    trace: np.ndarray  # int64 [n]: 0, 1, ... in the order given
+    place: np.ndarray  # int64 [n]: in its completion, from 0
+    length: np.ndarray  # int64 [n]: tokens of its completion
+    token: np.ndarray  # int32 [n]
+    content: np.ndarray  # bool [n]
 
 
 def sample_traces(shards: Shards, limit: int, *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -13,8 +29,23 @@ def sample_traces(shards: Shards, limit: int, *, seed: int = 0) -> dict[str, np.
     return {name: random.permutation(np.flatnonzero(teacher == k))[:limit] for k, name in enumerate(shards.teachers)}
 
 
+def completions(shards: Shards, numbers: Sequence[int] | np.ndarray) -> Completions:
+    """The completions of these traces."""
+    read = [shards.arrays(int(number)) for number in numbers]
+    return flat([trace.tokens[trace.num_prompt :] for trace in read], content_ids(shards.tokenizer))
+
+
+def flat(tokens: Sequence[np.ndarray], is_content: np.ndarray) -> Completions:
+    """Completions from their tokens and the tokens that are content (bool [V])."""
+    lengths = np.array([len(t) for t in tokens], np.int64)
+    token = np.concatenate([*tokens, np.zeros(0, np.int32)]).astype(np.int32)
+    place = np.arange(len(token)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    trace = np.repeat(np.arange(len(tokens)), lengths)
+    return Completions(trace, place, np.repeat(lengths, lengths), token, is_content[token])
+
+
 def content_traces(shards: Shards, limit: int, *, seed: int = 0) -> dict[str, list[np.ndarray]]:
-    """The content tokens (int32) of the completions of at most `limit` traces of every teacher, chosen at random."""
+    """The content tokens of the completions of at most `limit` traces of every teacher, chosen at random."""
     is_content = content_ids(shards.tokenizer)
 
     def read(number: int) -> np.ndarray:

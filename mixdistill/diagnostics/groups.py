@@ -37,8 +37,8 @@ def compatible_groups(
     """All maximal groups, best first.
 
     `score` [K, K]: a pair above `threshold` conflicts, and so does one that could not be measured (NaN). `kinds`: of
-    which kinds each teacher has traces; `wanted`: how many target problems are of each kind. A kind is whatever shows in
-    a prompt, such as its length.
+    which kinds each teacher has traces; `wanted`: how many target problems are of each kind. A kind is whatever shows
+    in a prompt, such as its length.
     """
     compatible = nx.Graph()
     compatible.add_nodes_from(range(len(teachers)))

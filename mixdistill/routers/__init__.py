@@ -4,6 +4,7 @@ A router sees tallies only, so it is deterministic, equal on all hosts and saved
 """
 
 from mixdistill.routers.acceptance import acceptance
+from mixdistill.routers.frontier import frontier
 from mixdistill.routers.learning_progress import learning_progress
 
-__all__ = ["acceptance", "learning_progress"]
+__all__ = ["acceptance", "frontier", "learning_progress"]
