@@ -76,6 +76,31 @@ def window_mean(
     return jnp.where(whole, _window_sum(jnp.where(where, x, 0).astype(jnp.float32), window) / window, jnp.inf)
 
 
+def lowest_mean(
+    x: Float[Array, "B T"], where: Bool[Array, "B T"], run: Int[Array, "B T"], share: float
+) -> Float[Array, "B T"]:
+    """Mean of the lowest `share` of each run's selected values, at least one of them; 0 for a run that has none.
+
+    A NaN counts as -inf, so that the mean is no number that a threshold would let through.
+    """
+    place = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape)
+    values = jnp.where(where, jnp.where(jnp.isnan(x), -jnp.inf, x), jnp.inf).astype(jnp.float32)
+    # Runs are numbered along the row, so a sort by run leaves each where it is, and orders it within.
+    order = jnp.lexsort((values, run), axis=-1)
+    count = run_sum(where, run)
+    taken = place - run_min(place, run) < jnp.clip(jnp.floor(share * count), 1, jnp.maximum(count, 1))
+    return run_mean(jnp.take_along_axis(values, order, axis=-1), taken & (count > 0), run)
+
+
+def last_mean(
+    x: Float[Array, "B T"], where: Bool[Array, "B T"], run: Int[Array, "B T"], length: int
+) -> Float[Array, "B T"]:
+    """Mean of the last `length` selected values of each run; 0 for a run that has none."""
+    seen = jnp.cumsum(where, axis=1, dtype=jnp.int32)
+    last = run_max(seen, run)
+    return run_mean(x, where & (last - seen < length), run)
+
+
 def _window_sum(x: Float[Array, "B T"], window: int) -> Float[Array, "B T"]:
     """Sum of the last `window` values. By doubling, not by differences of a running sum: those lose float32 digits
     in long rows and carry one NaN through the rest of the row."""
