@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_world(args: argparse.Namespace, found: "Trained") -> dict[str, Any]:
-    from mixdistill.evaluation.tasks import find_world, world_task
+    from mixdistill.evaluation.tasks import world_task
+    from mixdistill.traces.worlds.find import find_world
 
     world = find_world(args.world)
     if strange := sorted(set(world.words) - set(found.tokenizer.inner.get_vocab())):

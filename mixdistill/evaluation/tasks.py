@@ -2,7 +2,6 @@
 behind recorded traces, by the grader that graded the traces."""
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,8 +12,6 @@ from mixdistill.traces import grade, grade_extract
 from mixdistill.traces.shards import Shards
 from mixdistill.traces.trace import Verdict
 from mixdistill.traces.worlds.world import Problem, World
-
-WORLDS = {"chain": "CHAIN", "walk": "WALK", "reach": "REACH", "countdown": "COUNTDOWN"}
 
 
 class Judged(NamedTuple):
@@ -50,13 +47,6 @@ def shards_task(shards: Shards, folds: Sequence[str] | None = None, count: int |
         raise UserError(f"no problem of {shards.path} in folds {folds or 'all'} has a reference answer to compare with")
     name = "/".join([shards.path.name, *(folds or ())])
     return Task(name, tuple(problems), _judge_by_grading, ("no answer", "wrong answer", "unverified"))
-
-
-def find_world(name: str) -> World:
-    """A built-in world by name. Raises `UserError` naming the nearest."""
-    if name not in WORLDS:
-        raise unknown("world", name, WORLDS)
-    return getattr(importlib.import_module(f"mixdistill.traces.worlds.{name}"), WORLDS[name])
 
 
 def _problems(shards: Shards, folds: Sequence[str] | None):

@@ -15,7 +15,7 @@ from mixdistill.evaluation.answers import UNFINISHED, answer, token_span
 from mixdistill.evaluation.calibration import expected_calibration_error
 from mixdistill.evaluation.held_out import held_out, one_pass
 from mixdistill.evaluation.summary import lines, summarise
-from mixdistill.evaluation.tasks import Judged, Task, find_world, shards_task, world_task
+from mixdistill.evaluation.tasks import Judged, Task, shards_task, world_task
 from mixdistill.losses import cross_entropy
 from mixdistill.objective import Objective, Term
 from mixdistill.students.student import Student
@@ -23,6 +23,7 @@ from mixdistill.traces.prepare import prepare_traces
 from mixdistill.traces.tokenizer import train_bpe, word_level
 from mixdistill.traces.trace import Step, Trace
 from mixdistill.traces.worlds.chain import CHAIN
+from mixdistill.traces.worlds.find import find_world
 from mixdistill.traces.worlds.world import Problem
 from mixdistill.training.state import TrainState
 from mixdistill.training.step import make_eval_step
