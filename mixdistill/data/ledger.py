@@ -24,6 +24,7 @@ from mixdistill.traces.shards import Shards
 ABOUT, SCHEMA_VERSION = "about.json", 1
 BLOCK_TRACES = 1024  # a file of the ledger: what an interruption loses at most
 SHORT = 16  # hex digits of a hash in a name
+SUMMARY = "summary/"  # before the names of columns with an entry a trace
 
 
 class Block(NamedTuple):
@@ -46,12 +47,15 @@ def blocks(folder: Path, shards: Shards, context: str) -> Iterator[Block]:
         first += count
 
 
-def write_block(path: Path, offsets: np.ndarray, fields: Mapping[str, np.ndarray]) -> None:
-    """All of it or nothing. `offsets` int64 [traces + 1]: where each trace's entries start in every field."""
+def write_block(
+    path: Path, offsets: np.ndarray, fields: Mapping[str, np.ndarray], summary: Mapping[str, np.ndarray]
+) -> None:
+    """All or nothing. `offsets` int64 [traces + 1]: where each trace's entries start in every field; `summary` has
+    an entry a trace."""
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, offsets=offsets, **fields)
+            np.savez(file, offsets=offsets, **fields, **{SUMMARY + name: column for name, column in summary.items()})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -100,7 +104,19 @@ class Ledger:
             )
         offsets, arrays = self._read(block.path)
         span = slice(*offsets[trace - block.first : trace - block.first + 2])
-        return {name: _wide(array[span]) for name, array in arrays.items()}
+        return {name: _wide(array[span]) for name, array in arrays.items() if not name.startswith(SUMMARY)}
+
+    def summary(self) -> dict[str, np.ndarray]:
+        """Every number that is kept of a trace as a whole, float32 `[traces]`; NaN where a trace is not scored."""
+        columns: dict[str, np.ndarray] = {}
+        for block in self.blocks:
+            for name, column in self._read(block.path)[1].items() if block.path.is_file() else ():
+                if name.startswith(SUMMARY):
+                    whole = columns.setdefault(
+                        name.removeprefix(SUMMARY), np.full(len(self.shards), np.nan, np.float32)
+                    )
+                    whole[block.first : block.stop] = column
+        return columns
 
     def _block(self, trace: int) -> Block:
         if not 0 <= trace < len(self.shards):

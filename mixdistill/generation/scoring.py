@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from mixdistill.data.ledger import SHORT, blocks, write_about, write_block
 from mixdistill.data.placement import place
 from mixdistill.data.sequences import batches
+from mixdistill.diagnostics.measures import TraceScores, trace_parts
 from mixdistill.errors import UserError
 from mixdistill.generation.contexts import Context, full
 from mixdistill.mesh import FSDP, make_mesh, shardings
@@ -76,8 +77,9 @@ def score(
     skipped = sum(block.stop - block.first for _, block in wanted if block.path.is_file())
     traces = tokens = 0
     for context, block in open_blocks[jax.process_index() :: jax.process_count()]:
-        offsets, fields = run(context, [shards[i] for i in range(block.first, block.stop)])
-        write_block(block.path, offsets, fields)
+        encoded = [shards[i] for i in range(block.first, block.stop)]
+        offsets, fields = run(context, encoded)
+        write_block(block.path, offsets, fields, _summary(encoded, offsets, fields) if "rank" in fields else {})
         traces, tokens = traces + block.stop - block.first, tokens + int(offsets[-1])
         progress(skipped + traces, sum(b.stop - b.first for _, b in wanted), tokens)
     return Done(traces, skipped, tokens, run.columns)
@@ -179,6 +181,18 @@ def _collect(fields, made, spots, sequences, begins, total: int) -> None:
             tokens, start = sequences[number]
             scored = array[row, offset + start - 1 : offset + len(tokens) - 1]
             fields[name][begins[number] : begins[number] + len(scored)] = scored
+
+
+def _summary(traces: Sequence[EncodedTrace], offsets: np.ndarray, fields) -> dict[str, np.ndarray]:
+    """`measures.trace_parts` of each trace, divided."""
+    columns: dict[str, list[float]] = {}
+    for trace, start, stop in zip(traces, offsets[:-1], offsets[1:], strict=True):
+        span = slice(start, stop)
+        of_token = (fields[name][span] for name in ("label_logprob", "rank", "entropy", "confidence"))
+        for name, (above, below) in trace_parts(TraceScores(*of_token, trace.step_id[trace.num_prompt :])).items():
+            columns.setdefault(name, []).append(above / below if below > 0 else float("nan"))
+    found = {name: np.array(column, np.float32) for name, column in columns.items()}
+    return {name: column for name, column in found.items() if not np.isnan(column).all()}
 
 
 def fingerprint_of(student: Student, params: Params) -> str:

@@ -84,6 +84,19 @@ def test_every_field_is_that_of_the_trace_alone(shards, tmp_path):
     assert done.scored_tokens == sum(len(opened.fields(i)["rank"]) for i in range(len(shards)))
 
 
+def test_a_trace_is_summed_up(shards, tmp_path):
+    one_device_score(shards, tmp_path)
+    opened = ledger.open_ledger(tmp_path, shards)
+    summary, found = opened.summary(), opened.fields(4)
+    assert summary["length"][4] == len(found["rank"])
+    np.testing.assert_allclose(summary["surprisal"][4], -found["label_logprob"].mean(), rtol=1e-3)
+    ratio = found["rank"].sum() / -found["label_logprob"].sum()
+    np.testing.assert_allclose(summary["rank_surprisal_ratio"][4], ratio, rtol=1e-3)
+    assert "ifd" not in summary
+    opened.blocks[0].path.unlink()
+    assert ledger.Ledger(opened.folder, shards, "full", opened.about).summary() == {}
+
+
 def test_several_devices_give_the_same(shards, tmp_path):
     one_device_score(shards, tmp_path / "one")
     one_device_score(shards, tmp_path / "all", devices=jax.devices()[:2], batch_tokens=512)
