@@ -105,7 +105,7 @@ class Pipeline(Iterator[Batch]):
         self._schedule = Schedule(self._planner, state)
         source = PlannedRows(self._schedule, state.train_step, self._first, self._num_rows)
         buffer = self.read_ahead * self._num_rows
-        options = grain.ReadOptions(num_threads=NUM_THREADS if buffer else 0, prefetch_buffer_size=buffer)
+        options = grain.ReadOptions(num_threads=min(NUM_THREADS, buffer), prefetch_buffer_size=buffer)
         rows = grain.MapDataset.source(source).map(self._read).to_iter_dataset(options)
         self._batches = iter(rows.batch(self._num_rows))
 
