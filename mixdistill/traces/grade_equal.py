@@ -39,6 +39,7 @@ NUMERALS = {  # "one" is mostly a pronoun
     **{"eleven": 11, "twelve": 12, "fifteen": 15, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50},
 }
 SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+HOUR = re.compile(r"^(\d{1,2}):00(?: ?[ap]\.?m\.?)?$", re.I)  # 2:00 pm is 2
 BASE = re.compile(r"(-?\d+)(?:_\{?(\w+)\}?)?")
 LETTER = re.compile(r"(?:(?:option|choice|answer)\s*)?[(\[]?([A-J])(?:[)\].:,]+(?:\s.*)?)?", re.S | re.I)
 BARE_LETTER = re.compile(r"[(\[]?([A-J])[)\].]?")
@@ -78,6 +79,7 @@ def value(text: str) -> Fraction | None:
     """The number that a plain text is, words of units after it allowed; None if it is not one number."""
     if text.lower() in NUMERALS:
         return Fraction(NUMERALS[text.lower()])
+    text = HOUR.sub(r"\1", text)
     text = FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", text).strip("() ")
     match = NUMBER.match(text)
     unit = match and UNIT.fullmatch(text, match.end())

@@ -18,6 +18,7 @@ LATEX = re.compile(  # a dollar before a space, after one or before a digit is m
 )
 BOLD = re.compile(r"\*\*(.+?)\*\*", re.S)
 WORDS = re.compile(r"(?<![\\{])(?<![^\W\d_])[^\W\d_]{3,}")  # prose, not a command
+SHORT_WORDS = re.compile(WORDS.pattern.replace("3", "2"))
 TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{[^{}]*\}")
 CHOICE = re.compile(r"(?<![\w)])\(([A-J])\)(?![\w(])")
 RELATION = re.compile(r"=|≈|\\approx")
@@ -37,6 +38,7 @@ VALUE = rf"""(?:
       {TERM} (?:\s*[-+−–·×/]\s*{TERM}(?![\d.,]*\s*=))* (?:\s?\\?%)?
     )"""
 VALUES = re.compile(VALUE, re.X)
+LETTER = re.compile(r"[^\W\d_]")
 NUMERAL = re.compile(rf"\b(?:{'|'.join(NUMERALS)})\b(?![-‑]\w)", re.I)  # not "an eight-hour day"
 CONSEQUENCE = re.compile(r"(?:\*\*)?(?:therefore|thus|hence|so|consequently|this means(?: that)?)\b[, ]*(?=\w)", re.I)
 RESULT = re.compile(rf"[=≈]\s*(?:\*\*|\\\(|\$)?({VALUE})", re.X)
@@ -75,7 +77,11 @@ def conclusion(text: str) -> str:
 
 
 def stated(answer: str) -> str:
-    """The value in a marked answer that is a whole sentence; any other answer as it is."""
+    """The value in a marked answer that is a whole sentence, the result of one that is a calculation; any other answer
+    as it is."""
+    left, equals, right = answer.rpartition("=")
+    if equals and DIGIT.search(left) and not LETTER.search(left):
+        return right.strip()
     words = len(WORDS.findall(TEXT.sub("", answer)))
     is_sentence = words >= SENTENCE_WORDS or (words and "=" in answer)
     return (_value(answer, "") if is_sentence else "") or answer
@@ -103,7 +109,7 @@ def _value(sentence: str, before: str) -> str:
     if formula := _formula(sentence):
         return formula
     right = RELATION.split(sentence)[-1]
-    if DIGIT.search(right) and not WORDS.search(TEXT.sub("", right)):
+    if DIGIT.search(right) and not SHORT_WORDS.search(TEXT.sub("", right)):
         return right.strip(MARKS)
     if right != sentence and (found := VALUES.search(right)):
         return found.group().strip()

@@ -28,7 +28,7 @@ def drafts(row: Mapping) -> Iterator[Draft | Unfit]:
         raise Unfit("a chat history of several turns")
     reference = lookup.answer_of(lookup.first(row, REFERENCE))
     draft = Draft(lookup.text(asked[0], "question"), "", teacher=lookup.teacher(row), reference=reference)
-    yield from lookup.several(_list(row["output"]), draft)
+    yield from lookup.several(_list(lookup.field(row, "output")), draft)
 
 
 def _list(value: object) -> list:

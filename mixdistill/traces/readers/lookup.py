@@ -24,6 +24,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 REFERENCE = ("reference_answer", "ground_truth", "expected_answer", "reference", "final_answer", "answer")
 TEACHER = ("teacher", "generator", "model", "model_name")
 SHORT = 64  # characters of a reference that is the answer alone
+NO_COMPLETION = "no completion: an empty list"
 MISSING = object()
 
 
@@ -38,6 +39,13 @@ def text(value: object, name: str) -> str:
         return value
     kind = "null" if value is None else type(value).__name__
     raise Unfit(f"field {name!r} is {kind}, not text")
+
+
+def field(row: Mapping, name: str) -> Any:
+    """The value of field `name`. Raises `Unfit` when the row lacks it."""
+    if name not in row:
+        raise Unfit(f"no field {name!r}")
+    return row[name]
 
 
 def scalar(value: object) -> str:
@@ -72,6 +80,8 @@ def with_reasoning(thought: object, answer: str) -> str:
 def several(found: object, draft: Draft, thought: object = None) -> Iterator[Draft | Unfit]:
     """`draft` with a completion, or with each of a list of them and its number as `sample`."""
     completions = found if isinstance(found, list) else [found]
+    if not completions:
+        raise Unfit(NO_COMPLETION)
     for sample, one in enumerate(completions):
         meta = draft.meta | ({"sample": sample} if len(completions) > 1 else {})
         try:

@@ -33,6 +33,8 @@ def reader(mapping: Mapping[str, str]) -> Callable[[Mapping], Iterator[Draft | U
         found = lookup.at_path(row, mapping["completion"])
         prompt = lookup.text(lookup.at_path(row, mapping["prompt"]), mapping["prompt"])
         several = isinstance(found, list)
+        if several and not found:
+            raise Unfit(lookup.NO_COMPLETION)
         for sample, completion in enumerate(found if several else [found]):
             draft = Draft(prompt, lookup.text(completion, mapping["completion"]), teacher=lookup.teacher(row))
             if several:

@@ -17,7 +17,8 @@ def drafts(row: Mapping) -> Iterator[Draft | Unfit]:
     reference = lookup.answer_of(lookup.first(row, ("gt", "answer")))
     draft = Draft(lookup.prompt(row), "", teacher=lookup.teacher(row), reference=reference)
     scores = row.get("score")
-    for sample, one in enumerate(lookup.several(row["code"], draft)):
+    for sample, one in enumerate(lookup.several(lookup.field(row, "code"), draft)):
         score = scores[sample] if isinstance(scores, list) and sample < len(scores) else None
-        known = isinstance(one, Draft) and isinstance(score, bool)
-        yield dataclasses.replace(one, correct=score) if known else one
+        if isinstance(one, Draft) and isinstance(score, bool):
+            one = dataclasses.replace(one, correct=score)
+        yield one

@@ -17,8 +17,8 @@ def drafts(row: Mapping) -> Iterator[Draft]:
     """The one trace of the row."""
     correct = row.get("correct")
     yield Draft(
-        lookup.text(row["problem"], "problem"),
-        lookup.text(row["trace"], "trace"),
+        lookup.text(lookup.field(row, "problem"), "problem"),
+        lookup.text(lookup.field(row, "trace"), "trace"),
         teacher=lookup.scalar(row.get("teacher")),
         problem_id=lookup.scalar(row.get("problem_id")),
         reference=lookup.scalar(row.get("reference_answer")),

@@ -4,6 +4,7 @@ included. TFDS has no lists of lists: there the steps are texts, with all log-pr
 import json
 from collections.abc import Iterator, Mapping
 
+from mixdistill.traces.readers import lookup
 from mixdistill.traces.readers.row import Draft, Unfit
 from mixdistill.traces.trace import Step, Verdict
 
@@ -22,15 +23,15 @@ def drafts(row: Mapping) -> Iterator[Draft]:
         verdict = Verdict(row["verdict"])
         meta = row.get("meta") or {}
         meta = dict(json.loads(meta) if isinstance(meta, str) else meta)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError):
         raise Unfit("no trace of mixdistill: its steps or its verdict are of another form") from None
     if "source" in meta:  # it was another file's; ours is noted when the row is read
         meta.setdefault("origin", f"{meta['source']}:{meta.get('line', 0)}")
     yield Draft(
-        row["prompt"],
+        lookup.field(row, "prompt"),
         "".join(step.text for step in steps),
-        teacher=row["teacher"],
-        problem_id=row["problem_id"],
+        teacher=lookup.field(row, "teacher"),
+        problem_id=lookup.field(row, "problem_id"),
         reference=row.get("reference") or "",
         answer=row.get("answer") or "",
         steps=steps,

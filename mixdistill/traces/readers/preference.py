@@ -17,7 +17,7 @@ def matches(row: Mapping) -> bool:
 
 def drafts(row: Mapping) -> Iterator[Draft | Unfit]:
     """The chosen answer to the problem before it."""
-    chosen = row["chosen"]
+    chosen = lookup.field(row, "chosen")
     if isinstance(chosen, list):  # whole conversations that share their beginning
         return chat.drafts(row, _single(chat.openai(chosen)))
     context = lookup.first(row, CONTEXT)
@@ -41,6 +41,6 @@ def _answer(text: object) -> dict:
 
 
 def _plain(row: Mapping) -> Iterator[Draft]:
-    chosen = row["chosen"]
+    chosen = lookup.field(row, "chosen")
     text = lookup.text(chosen, "chosen")
     yield Draft(lookup.prompt(row), text, teacher=lookup.teacher(row), reference=lookup.reference(row))

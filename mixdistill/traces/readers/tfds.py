@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import json_format, message
 
 from mixdistill.traces.readers.row import BadRow, Damaged, Raw
 
 FEATURES = "features.json"
 BATCH_RECORDS = 256
 MAX_RECORD_BYTES = 2**28
-# What TFDS raises for a description that it does not understand.
-UNREADABLE = (ImportError, LookupError, TypeError, ValueError, AttributeError, OSError, RuntimeError)
+# What TFDS and protobuf raise for a description or an example that they do not understand.
+UNREADABLE = (
+    *(ImportError, LookupError, TypeError, ValueError, AttributeError, OSError, RuntimeError, ArithmeticError),
+    *(json_format.Error, message.Error),
+)
 
 
 def read_tfds(folder: Path) -> Iterator[Raw | BadRow]:
@@ -88,7 +92,7 @@ RECORDS = {"array_record": _array_records, "tfrecord": _tf_records}
 def _row(features: Any, record: bytes, number: int, split: str, file: str) -> Raw | BadRow:
     try:
         row = _plain(features, features.deserialize_example_np(record))
-    except (*UNREADABLE, ArithmeticError) as error:
+    except UNREADABLE as error:
         return BadRow(file, number, "damaged TFDS example", str(error)[:120])
     return Raw(number, {"split": split} | row)
 

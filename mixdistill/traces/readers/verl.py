@@ -20,7 +20,7 @@ def drafts(row: Mapping) -> Iterator[Draft | Unfit]:
     found = lookup.first(row, COMPLETION)
     if found is None:
         raise Unfit("no completion: the row holds a problem only")
-    reward = _parsed(row["reward_model"])
+    reward = _parsed(lookup.field(row, "reward_model"))
     reference = lookup.answer_of(reward.get("ground_truth")) if isinstance(reward, Mapping) else ""
     yield from lookup.several(found, Draft(_problem(row), "", teacher=lookup.teacher(row), reference=reference))
 
@@ -29,7 +29,7 @@ def _problem(row: Mapping) -> str:
     extra = _parsed(row.get("extra_info"))
     if isinstance(extra, Mapping) and (bare := lookup.first(extra, ("raw_problem", "question", "problem"))):
         return lookup.text(bare, "extra_info")
-    prompt = _parsed(row["prompt"])
+    prompt = _parsed(lookup.field(row, "prompt"))
     if isinstance(prompt, str):
         return prompt
     asked = [turn.text for turn in chat.openai(prompt) if turn.role == "user"]
