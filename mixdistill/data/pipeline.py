@@ -86,11 +86,14 @@ class Pipeline(Iterator[Batch]):
         self._begin(State.from_json(found))
 
     def set_weights(self, weights: Mapping[str, float], at_train_step: int) -> None:
-        """New shares by teacher name from `at_train_step` on; teachers that are not named get none.
+        """New shares by teacher name from `at_train_step` on; teachers that are not named get none, nor do those
+        without a trace to draw (a router weighs all teachers of the shards, whichever the mixture chose).
 
         Call it alike on every process. Raises `UserError` for unknown teachers, impossible weights, and a train step
         that may be planned already: batches that are read ahead are not taken back.
         """
+        absent = {name for name in self.teachers if not self.counts[name]["eligible"]}
+        weights = {name: weight for name, weight in weights.items() if name not in absent}
         check_weights(weights)
         earliest = self._schedule.state.train_step + self.read_ahead
         if at_train_step < earliest:

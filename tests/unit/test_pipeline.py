@@ -190,6 +190,16 @@ def test_weights_change_where_planned_and_travel_with_the_state(folder):
             assert_equal(next(resumed), wanted)
 
 
+def test_a_router_may_weigh_teachers_that_the_mixture_left_out(folder):
+    with opened(folder, teachers=("teacher-1", "teacher-3")) as pipeline:
+        pipeline.set_weights({"teacher-0": 0.6, "teacher-1": 0.1, "teacher-2": 0.2, "teacher-3": 0.1}, at_train_step=2)
+        assert pipeline.get_state()["pending"] == ((2, (0.0, 0.5, 0.0, 0.5)),)
+        teachers = {int(i) for batch in take(pipeline, 6) for i in batch["teacher_id"][batch["segment_id"] > 0]}
+        assert teachers == {1, 3}
+        with pytest.raises(UserError, match="all weights are zero"):
+            pipeline.set_weights({"teacher-0": 0.6, "teacher-1": 0.0}, at_train_step=20)
+
+
 def test_the_last_word_on_a_train_step_counts(folder):
     with opened(folder) as pipeline:
         pipeline.set_weights({"teacher-1": 1.0}, at_train_step=4)
