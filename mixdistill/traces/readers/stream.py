@@ -22,7 +22,7 @@ GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 def open_stream(path: Path) -> io.BufferedReader:
     """The decompressed bytes of `path`. Reading raises `Damaged` when the file is cut, corrupt or a bomb."""
-    file = io.BufferedReader(path.open("rb", 0), CHUNK_BYTES)
+    file: io.BufferedReader = io.BufferedReader(path.open("rb", 0), CHUNK_BYTES)
     magic = file.read(4)
     file.seek(0)
     if magic.startswith(GZIP_MAGIC):
