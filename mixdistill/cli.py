@@ -23,6 +23,7 @@ COMMANDS = {
     "report": "one page of a run or a study that works offline",
     "show": "print a recipe in full",
     "explain": "print what a recipe computes: signals, gates, terms, stages",
+    "check-loss": "try a loss or gate in every way that training will",
     "doctor": "check the installation, shards or a run",
 }
 
@@ -35,7 +36,7 @@ def _parser(name: str | None) -> argparse.ArgumentParser:
     for command, summary in COMMANDS.items():
         sub = commands.add_parser(command, help=summary, description=summary)
         if command == name:
-            module = importlib.import_module(f"mixdistill.commands.{command}")
+            module = importlib.import_module(f"mixdistill.commands.{command.replace('-', '_')}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser

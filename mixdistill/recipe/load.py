@@ -28,7 +28,7 @@ def find_function(name: str, kind: str) -> Callable[[], Any]:
     where, _, function_name = name.rpartition(":")
     if not where:
         raise UserError(f"a {kind} is named module:function or file.py:function, got {name!r}")
-    module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
+    module = _from_file(Path(where), kind) if where.endswith(".py") else _from_name(where, kind)
     function = getattr(module, function_name, None)
     if not callable(function):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
@@ -36,12 +36,12 @@ def find_function(name: str, kind: str) -> Callable[[], Any]:
     return function
 
 
-def _from_file(path: Path) -> ModuleType:
+def _from_file(path: Path, kind: str) -> ModuleType:
     if not path.is_file():
-        raise UserError(f"no recipe file {path}")
+        raise UserError(f"no {kind} file {path}")
     already = sys.modules.get(path.stem)
     if already is not None and getattr(already, "__file__", None) != str(path.resolve()):
-        raise UserError(f"recipe file {path} has the name of a module that is in use, {path.stem!r}; rename the file")
+        raise UserError(f"{kind} file {path} has the name of a module that is in use, {path.stem!r}; rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None
     assert spec.loader is not None
@@ -51,7 +51,7 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _from_name(name: str) -> ModuleType:
+def _from_name(name: str, kind: str) -> ModuleType:
     # Recipes of a project live beside it, and a console script does not have the working directory on its path.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -60,6 +60,6 @@ def _from_name(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise UserError(
-                f"no module {error.name!r} for recipe {name!r}; looked along sys.path and {Path.cwd()}"
+                f"no module {error.name!r} for {kind} {name!r}; looked along sys.path and {Path.cwd()}"
             ) from None
         raise
