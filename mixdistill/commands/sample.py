@@ -1,4 +1,4 @@
-"""`mixdistill sample WORKDIR PROMPT...`: what a trained student answers. Prompts come from stdin where none is given."""
+"""`mixdistill sample WORKDIR PROMPT...`: what a trained student answers. Without PROMPT they come from stdin."""
 
 import argparse
 import sys

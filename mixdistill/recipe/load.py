@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,9 @@ def find_function(name: str, kind: str) -> Callable[[], Any]:
     if not callable(function):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         raise unknown(f"{kind} function in {where}", function_name, own)
+    needs = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    if needs:
+        raise UserError(f"{name} needs {', '.join(needs)}; name a {kind} function that can be called without arguments")
     return function
 
 

@@ -47,11 +47,17 @@ def _set(value: Any, names: list[str], text: str, hint: Any, path: str) -> Any:
         _known({field.name: field for field in dataclasses.fields(value)}, name, path)
         hint = _hints(type(value)).get(name)
         return dataclasses.replace(value, **{name: _set(getattr(value, name), rest, text, hint, path)})
+    if value is None and _is_mapping(hint):
+        value = {}
     if isinstance(value, Mapping):
         inner = _argument(hint, -1)
         if rest or inner is None:
             _known(value, name, path)
         return {**value, name: _set(value.get(name), rest, text, inner, path)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        _known(value._asdict(), name, path)
+        hint = _hints(type(value)).get(name)
+        return value._replace(**{name: _set(getattr(value, name), rest, text, hint, path)})
     if isinstance(value, tuple):
         items = named(value)
         _known(items, name, path)
@@ -66,6 +72,8 @@ def _set(value: Any, names: list[str], text: str, hint: Any, path: str) -> Any:
 
 def _knob(function: Any, given: Mapping[str, Any], name: str, rest: list[str], text: str, path: str) -> Any:
     known = knobs(function) | dict(given)
+    if not known:
+        raise UserError(f"{path!r}: {function.__name__} has no settings; change what made it, in the recipe's function")
     _known(known, name, path)
     return _set(known[name], rest, text, _hints(function).get(name), path)
 
@@ -91,22 +99,29 @@ def _argument(hint: Any, index: int) -> Any:
     return None
 
 
+def _is_mapping(hint: Any) -> bool:
+    kinds = (typing.get_origin(option) or option for option in _options(hint))
+    return any(isinstance(kind, type) and issubclass(kind, Mapping) for kind in kinds)
+
+
 def _options(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _parse(text: str, hint: Any, now: Any, path: str) -> Any:
     hint = hint if hint is not None else type(now)
-    errors = []
+    errors: list[Exception] = []
     # Narrow types first, so that "3" is a number where both a number and a string may stand.
     order = _ORDER | {tuple: 3 if text[:1] in ("(", "[") or "," in text else 5}
     for option in sorted(_options(hint), key=lambda o: order.get(typing.get_origin(o) or o, 2)):
         try:
             return _parse_one(text, option, path)
         except (ValueError, SyntaxError, TypeError) as error:
-            errors.append(str(error))
+            errors.append(error)
     shown = repr(now) if len(repr(now)) < 60 else type(now).__name__
-    raise UserError(f"{path} cannot be {text!r}: it is declared as {_name(hint)} and is now {shown} ({errors[-1]})")
+    # A TypeError says that text cannot make this type at all: what is wrong with the text is more to the point.
+    why = min(errors, key=lambda error: isinstance(error, TypeError))
+    raise UserError(f"{path} cannot be {text!r}: it is declared as {_name(hint)} and is now {shown} ({why})")
 
 
 _ORDER: dict[Any, int] = {types.NoneType: 0, bool: 1, int: 1, float: 2, str: 4}

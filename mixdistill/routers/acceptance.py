@@ -30,7 +30,10 @@ def acceptance(
         weights = (1 - floor) * share + floor * equal
         return {**value, "weights": weights, "ready": (value["num_updates"] > 0).any()}
 
+    def init(num_teachers: int) -> Value:
+        return finish(mean.init(num_teachers))
+
     def update(value: Value, tallies: Mapping[str, Tally], train_step: Any) -> Value:
         return finish(mean.update(value, tallies, train_step))
 
-    return Memory(lambda num_teachers: finish(mean.init(num_teachers)), update, every)
+    return Memory(init, update, every)

@@ -39,7 +39,8 @@ def init_state(
     `memory` holds initial values by name. Raises `UserError` if the mesh does not divide a parameter.
     """
     init = _initialiser(student, optimizer, memory, seed)
-    return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init), student, mesh, rules))()
+    where = state_shardings(jax.eval_shape(init), student, mesh, rules)
+    return jax.jit(init, out_shardings=where, compiler_options=_quick(mesh))()
 
 
 def abstract_state(
@@ -49,6 +50,11 @@ def abstract_state(
     shapes = jax.eval_shape(_initialiser(student, optimizer, memory, 0))
     where = state_shardings(shapes, student, mesh, rules)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+
+
+def _quick(mesh: Mesh) -> dict[str, Any] | None:
+    # Random bits are long programs for XLA's CPU compiler: optimised they take seconds to compile, to run once.
+    return {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
 
 
 def _initialiser(student: Student, optimizer: optax.GradientTransformation, memory: Mapping[str, Any], seed: int):
