@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -127,18 +128,27 @@ def test_lowest_mean_of_nothing_is_zero_and_of_a_nan_lets_nothing_through():
     assert last_mean(x, jnp.zeros_like(x, bool), run, 2).tolist() == [[0, 0, 0]]
 
 
+@jax.jit
+def packed(c, valid, run, fraction):
+    return (
+        confidence.trace_lowest_confidence(c, valid, run, window=WINDOW)[0, 0],
+        confidence.trace_tail_confidence(c, valid, run, length=WINDOW)[0, 0],
+        confidence.trace_bottom_confidence(c, valid, run, window=WINDOW, fraction=fraction)[0, 0],
+    )
+
+
+WINDOW = 3
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0.125, 20, width=16), min_size=1, max_size=11), st.floats(0.05, 1))
 def test_signals_agree_with_the_measures_of_one_trace(values, fraction):
-    window = 3  # another one would compile anew
-    c = jnp.zeros((1, 12)).at[0, : len(values)].set(jnp.array(values))
-    valid, run = (jnp.arange(12) < len(values))[None], (jnp.arange(12) >= len(values))[None].astype(jnp.int32)
-    for signal, measure, knobs in (
-        (confidence.trace_lowest_confidence, confidence.lowest_group, {"window": window}),
-        (confidence.trace_tail_confidence, confidence.tail, {"length": window}),
-    ):
-        np.testing.assert_allclose(signal(c, valid, run, **knobs)[0, 0], measure(values, *knobs.values()), rtol=1e-5)
-    groups = max(len(values) - window + 1, 1)
+    c = np.zeros((1, 12), np.float32)
+    c[0, : len(values)] = values
+    valid = (np.arange(12) < len(values))[None]
+    lowest, tail, bottom = packed(c, valid, (~valid).astype(np.int32), fraction)
+    np.testing.assert_allclose(lowest, confidence.lowest_group(values, WINDOW), rtol=1e-5)
+    np.testing.assert_allclose(tail, confidence.tail(values, WINDOW), rtol=1e-5)
+    groups = max(len(values) - WINDOW + 1, 1)
     if abs(fraction * groups - round(fraction * groups)) > 1e-3:  # float32 may floor to the other side
-        got = confidence.trace_bottom_confidence(c, valid, run, window=window, fraction=fraction)[0, 0]
-        np.testing.assert_allclose(got, confidence.bottom_groups(values, window, fraction), rtol=1e-5)
+        np.testing.assert_allclose(bottom, confidence.bottom_groups(values, WINDOW, fraction), rtol=1e-5)
