@@ -194,23 +194,18 @@ def _wanted(shards: Shards, kinds: Mapping[str, Collection[int]], prompts: Seque
 
 def reason(admission: Admission) -> str:
     """One sentence: which teachers were kept apart, and why."""
-    together = _listed(admission.teachers)
-    if not admission.apart:
+    together, apart = _listed(admission.teachers), admission.apart
+    if not apart:
         return f"No teacher was kept apart: {together} do not conflict."
+    head = f"{_listed(apart)} {'was' if len(apart) == 1 else 'were'} kept apart from {together}"
     if admission.anchor is not None:
-        torn = [f"{name} {admission.disagreement[name].undecidable_late:.2f}" for name in admission.apart]
-        return (
-            f"{_listed(admission.apart)} were kept apart: undecidable disagreement with {admission.anchor} "
-            f"{_listed(torn)} (limit {THRESHOLD:.2f})."
-        )
-    found = [_worst(admission, name) for name in admission.apart]
-    inside = max(
-        (admission.conflict.between(a, b) for a, b in itertools.combinations(admission.teachers, 2)), default=0.0
-    )
+        torn = [f"{name} {admission.disagreement[name].undecidable_late:.2f}" for name in apart]
+        return f"{head}: undecidable disagreement with {admission.anchor} is {_listed(torn)} (limit {THRESHOLD:.2f})."
+    scores = [admission.conflict.between(a, b) for a, b in itertools.combinations(admission.teachers, 2)]
     return (
-        f"{_listed(admission.apart)} were kept apart from {together}, because they continue the same {WIDTH} content "
-        f"tokens differently: conflict {_listed(found)}, against {inside:.2f} bits within {together} (limit "
-        f"{admission.threshold:.2f})."
+        f"{head}, because they continue the same {WIDTH} content tokens differently: conflict "
+        f"{_listed([_worst(admission, name) for name in apart])}, against {max(scores, default=0.0):.2f} bits within "
+        f"{together} (limit {admission.threshold:.2f})."
     )
 
 

@@ -1,0 +1,42 @@
+"""Crew: results in order, in this process and in others, and what an interrupted job does."""
+
+import os
+
+import pytest
+
+from experiments.crew import Crew, Interrupted, Job
+
+
+def double(x, report):
+    report(0.5)
+    return 2 * x, os.getpid(), os.environ.get("OMP_NUM_THREADS"), os.environ.get("JAX_COMPILATION_CACHE_DIR")
+
+
+def interrupted(report):
+    raise Interrupted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_come_in_the_order_of_the_jobs(workers, tmp_path, capsys):
+    before = dict(os.environ)
+    with Crew(workers, 5, compiled=tmp_path) as crew:
+        first = crew.do([Job(f"job {x}", double, (x,)) for x in range(4)])
+        (last,) = crew.do([Job("last", double, (7,))])
+    assert [result[0] for result in (*first, last)] == [0, 2, 4, 6, 14]
+    assert (os.getpid() in {result[1] for result in first}) == (workers == 0)
+    if workers:
+        assert {result[2:] for result in first} == {("1", str(tmp_path))}
+    assert dict(os.environ) == before
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 5
+    assert printed[-1].startswith("5/5  last")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_interrupted_job_interrupts_everything(workers):
+    def start():
+        with Crew(workers, 2) as crew:
+            crew.do([Job("a", interrupted), Job("b", double, (1,))])
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
