@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixdistill.generation.rewards import MALFORMED, soft_overlong, step_similarity, well_formed
+from mixdistill.generation.rewards import after_thinking, soft_overlong, step_similarity, well_formed
 from mixdistill.generation.rollouts import Judge, Rollout
 from mixdistill.traces import grade
 from mixdistill.traces.grade_extract import extract
 from mixdistill.traces.trace import Verdict
+from mixdistill.traces.worlds.find import find_world
 
 VALUES = {Verdict.CORRECT: 1.0, Verdict.WRONG: 0.0, Verdict.UNVERIFIED: np.nan}
 
@@ -20,6 +21,28 @@ def exact_answer(rollouts: Sequence[Rollout]) -> list[float]:
     known = [bool(reference) for _, reference in pairs]
     verdicts = iter(grade.compare([pair for pair, has in zip(pairs, known, strict=True) if has]))
     return [VALUES[next(verdicts)] if has else np.nan for has in known]
+
+
+def world_answer(world: str) -> Judge:
+    """1 where the exact verifier of this built-in world finds the answer right. Raises `UserError` for an unknown
+    world."""
+    return _of_world(world, "correct")
+
+
+def world_reasoning(world: str) -> Judge:
+    """1 where the verifier finds the reasoning before the answer valid, whatever the answer."""
+    return _of_world(world, "valid")
+
+
+def _of_world(world: str, part: str) -> Judge:
+    find_world(world)
+
+    def judge(rollouts: Sequence[Rollout]) -> list[float]:
+        exact = find_world(world)
+        judged = [exact.judge_question(exact.read(rollout.trace.prompt), rollout.text) for rollout in rollouts]
+        return [float(getattr(judgement, part)) for judgement in judged]
+
+    return judge
 
 
 def ended(rollouts: Sequence[Rollout]) -> list[float]:
@@ -42,14 +65,16 @@ def not_overlong(limit: int, cache: int) -> Judge:
 
 
 def similar_step(rollouts: Sequence[Rollout]) -> list[float]:
-    """SRL's reward (arXiv:2510.25992): word similarity of the student's next step to the expert's, -1 when it wrote
-    nothing. The student's step is as many of its words as the expert's step has: texts do not say where steps end."""
-    return [_similarity(rollout) for rollout in rollouts]
+    """SRL's reward (arXiv:2510.25992) for a student that does not think aloud: word similarity of its next step to the
+    expert's, -1 when it wrote nothing. For `instances="steps"`."""
+    return [step_similarity(rollout.text, _expert(rollout)) for rollout in rollouts]
 
 
-def _similarity(rollout: Rollout) -> float:
-    if rollout.step == 0:
-        return MALFORMED
-    expert = rollout.trace.steps[rollout.step - 1].text
-    words = rollout.text.split()[: len(expert.split())]
-    return step_similarity(" ".join(words), expert)
+def similar_thought_step(rollouts: Sequence[Rollout]) -> list[float]:
+    """SRL's reward for a student that thinks freely in tags and then writes the step: only the step is compared; -1
+    where the form is broken. For `instances="thought steps"`."""
+    return [step_similarity(after_thinking(rollout.text), _expert(rollout)) for rollout in rollouts]
+
+
+def _expert(rollout: Rollout) -> str:
+    return rollout.trace.steps[rollout.step - 1].text

@@ -33,6 +33,7 @@ class Server:
 
     url: str  # of the API, such as http://127.0.0.1:8000/v1
     model: str
+    version: str | None = None  # of the weights: answers of others are refused and counted; None: any will do
     token_variable: str | None = None
     concurrency: int = 16  # requests under way at once
     timeout: float = 120.0  # seconds for one answer
@@ -53,7 +54,7 @@ class Answers(NamedTuple):
     """One entry for each prompt and sample, in order; None where the server failed for good."""
 
     completions: list[Generated | None]
-    versions: Counter[str]  # of the weights, as the server names them
+    versions: list[str | None]  # of the weights, as the server names them
     failures: Counter[str]  # reasons, of requests that failed for good
 
 
@@ -67,18 +68,16 @@ def complete_remotely(
     *,
     max_new: int,
     eos_id: int,
+    vocab_size: int,
     policy: Policy = Policy(),
     seed: int = 0,
-    version: str | None = None,
 ) -> Answers:
-    """A completion for each prompt (token ids). With `version`, answers of other weights are refused and counted.
-
-    Raises `UserError` when fewer than `min_share` of the completions came back.
-    """
+    """A completion for each prompt (token ids). Raises `UserError` when fewer than the server's `min_share` of them
+    came back."""
     pool = _connections(server)
     with concurrent.futures.ThreadPoolExecutor(server.concurrency) as threads:
         asked = [
-            threads.submit(_ask, server, pool, _body(server, prompt, max_new, policy, seed + i), eos_id, version)
+            threads.submit(_ask, server, pool, _body(server, prompt, max_new, policy, seed + i), eos_id, vocab_size)
             for i, prompt in enumerate(prompts)
         ]
         results = [future.result() for future in asked]
@@ -90,8 +89,9 @@ def complete_remotely(
         raise UserError(
             f"{server.url} completed {len(good)} of {len(prompts)} prompts ({reasons}); is it up, and is it right?"
         )
-    completions = [None if isinstance(result, str) else result[0] for result in results]
-    return Answers(completions, Counter(found for _, found in good), failures)
+    came = [None if isinstance(result, str) else result for result in results]
+    completions = [None if one is None else one[0] for one in came]
+    return Answers(completions, [None if one is None else one[1] for one in came], failures)
 
 
 def _connections(server: Server):
@@ -115,7 +115,7 @@ def _body(server: Server, prompt: Sequence[int], max_new: int, policy: Policy, s
         "prompt": list(map(int, prompt)),
         "max_tokens": max_new,
         "temperature": policy.temperature,
-        "seed": seed,
+        "seed": seed % 2**31,
         "logprobs": 1,
         "return_tokens_as_token_ids": True,
     }
@@ -124,7 +124,7 @@ def _body(server: Server, prompt: Sequence[int], max_new: int, policy: Policy, s
     return body | {name: value for name, value in optional.items() if value is not None}
 
 
-def _ask(server: Server, pool: Any, body: dict, eos_id: int, version: str | None) -> tuple[Generated, str] | str:
+def _ask(server: Server, pool: Any, body: dict, eos_id: int, vocab_size: int) -> tuple[Generated, str] | str:
     """The completion and the weights' version, or the reason why there is none."""
     import urllib3
 
@@ -138,12 +138,21 @@ def _ask(server: Server, pool: Any, body: dict, eos_id: int, version: str | None
             with pool.request("POST", url, body=json.dumps(body), headers=headers, preload_content=False) as answer:
                 if answer.status != 200:
                     return f"HTTP {answer.status}"
-                return parse(answer.read(MAX_ANSWER_BYTES), eos_id, version)
+                found = parse(answer.read(MAX_ANSWER_BYTES), eos_id, server.version)
+                _check_tokens(found[0].tokens, body["max_tokens"], vocab_size)
+                return found
         except Unusable as error:
             reason = str(error)
         except urllib3.exceptions.HTTPError as error:
             return "no answer in time" if "timed out" in str(error).lower() else f"no answer ({type(error).__name__})"
     return reason
+
+
+def _check_tokens(tokens: np.ndarray, max_new: int, vocab_size: int) -> None:
+    if len(tokens) > max_new:
+        raise Unusable("the answer is longer than was asked for")
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise Unusable("the answer has tokens that the student does not know")
 
 
 def parse(answer: bytes, eos_id: int, version: str | None = None) -> tuple[Generated, str]:

@@ -44,13 +44,19 @@ def soft_overlong(length: int, *, limit: int, cache: int) -> float:
     return -float(np.clip((length - (limit - cache)) / cache, 0.0, 1.0))
 
 
-def well_formed(text: str, *, tags: tuple[str, str] = ("<think>", "</think>")) -> bool:
-    """Whether thinking is opened and closed once, in that order, and something is said after it."""
+def after_thinking(text: str, *, tags: tuple[str, str] = ("<think>", "</think>")) -> str | None:
+    """What is said after thinking that is opened and closed once, in that order; None where that is not the form, or
+    nothing is said."""
     opening, closing = tags
     if text.count(opening) != 1 or text.count(closing) != 1:
-        return False
+        return None
     before, after = text.split(closing)
-    return opening in before and bool(after.strip())
+    return after if opening in before and after.strip() else None
+
+
+def well_formed(text: str, *, tags: tuple[str, str] = ("<think>", "</think>")) -> bool:
+    """Whether thinking is opened and closed once, in that order, and something is said after it."""
+    return after_thinking(text, tags=tags) is not None
 
 
 def rescaled(reward: Callable[..., float], low: float, high: float) -> Callable[..., float]:
@@ -67,7 +73,7 @@ class Rewards(NamedTuple):
     parts: dict[str, np.ndarray]  # float32 [n] each
 
 
-def weighted_sum(parts: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> Rewards:
+def weighted_sum(parts: Mapping[str, Sequence[float] | np.ndarray], weights: Mapping[str, float]) -> Rewards:
     """Sum of `weights[name] * parts[name]`. A part that is NaN ("unverified") makes the completion's total NaN: it is
     left out of the update, neither punished nor rewarded. Raises `UserError` for names that do not match."""
     for name in weights:

@@ -1,30 +1,27 @@
 """Rollouts: the student's own completions as a source of training, a batch of them for every few train steps.
 
-`Rollouts` is what a recipe says; the rest are pure functions from drawn completions to a batch. A rollout is a trace by
-teacher "self" whose `teacher_logprob` is the log-probability under the policy that drew it, with one more field,
-`advantage`. Step-wise supervised RL (SRL, arXiv:2510.25992) differs in one setting: `instances="steps"` asks for one
-step of a recorded trace, given those before it.
+`Rollouts` is what a recipe says. A rollout is a trace by teacher "self" whose `teacher_logprob` is the log-probability
+under the policy that drew it, with a further field, `advantage`. Step-wise supervised RL (SRL, arXiv:2510.25992)
+differs in one setting: `instances="steps"` asks for one step of a recorded trace, given those before it.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mixdistill.data.fields import FIELDS, Batch
 from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError, unknown
-from mixdistill.generation.policy import Policy
-from mixdistill.generation.rewards import Rewards
-from mixdistill.generation.sampler import Generated
+from mixdistill.generation.policy import GREEDY, Policy
+from mixdistill.generation.remote import Server
+from mixdistill.generation.teaching import Teaching
 from mixdistill.losses.policy_gradient import group_advantages
 from mixdistill.traces.trace import Trace
 
 DRAWN = Policy()  # the student's own distribution
 SELF = "self"  # the teacher's name of a rollout
-ADVANTAGE, REFERENCE = "advantage", "reference_logprob"  # batch fields that only rollouts have
+INSTANCES = ("problems", "steps", "thought steps")
 
 
 class Rollout(NamedTuple):
@@ -44,11 +41,14 @@ Judge = Callable[[Sequence[Rollout]], Sequence[float]]  # NaN: could not be told
 class Rollouts:
     """Where prompts come from, how they are answered, and what an answer is worth. Raises `UserError`.
 
-    The reward is the sum of `weights[name] * judges[name](rollouts)`. A group of `samples` of one prompt whose rewards
-    differ by no more than `min_spread` (standard deviation) teaches nothing: up to `max_rounds` times as many prompts
-    are drawn to find `prompts` groups that do (DAPO's dynamic sampling, arXiv:2503.14476). `updates` train steps are
-    made from one batch of rollouts. `references` are the workdirs of trained students, by the teacher whose prompts
-    they answer for (or one, named "*"): their log-probabilities become the field `reference_logprob`.
+    The reward is the sum of `weights[name] * judges[name](rollouts)`; judges without a weight are only reported. A
+    group of `samples` of one prompt whose rewards differ by no more than `min_spread` (standard deviation) teaches
+    nothing: up to `max_rounds` times as many prompts are drawn to find `prompts` groups that do, and with `max_rounds`
+    above 1 groups that do not are left out (DAPO's dynamic sampling, arXiv:2503.14476). `updates` train steps are made
+    from one batch of rollouts.
+
+    `instances` "steps": a completion is as many tokens as the recorded step has. "thought steps": it is a thinking part
+    and then the step (see `judges.similar_thought_step`), of up to `max_new` tokens.
     """
 
     shards: str | tuple[str, ...]
@@ -59,12 +59,15 @@ class Rollouts:
     max_prompt: int = 64  # tokens; longer ones are left out
     max_new: int = 64  # tokens
     policy: Policy = DRAWN
-    instances: Literal["problems", "steps"] = "problems"
+    instances: Literal["problems", "steps", "thought steps"] = "problems"
     normalise: Literal["population", "sample", "none"] = "population"
+    per: Literal["token", "max_new"] = "token"  # what the loss is a mean over: tokens, or places for them (Dr. GRPO)
     min_spread: float = 0.0
     max_rounds: int = 1
     updates: int = 1
-    references: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    verifier: str | None = None  # the judge that says 1 for right and 0 for wrong: it counts pass@k and scores probes
+    server: Server | None = None  # answers the prompts in place of the sampler
+    teaching: Teaching | None = None
     teachers: tuple[str, ...] | None = None  # whose prompts, or steps; None: all
     folds: tuple[str, ...] | None = None
     verdicts: tuple[str, ...] | None = None
@@ -74,13 +77,16 @@ class Rollouts:
         for name in ("prompts", "samples", "max_prompt", "max_new", "max_rounds", "updates"):
             if getattr(self, name) < 1:
                 raise UserError(f"rollouts {name} is {getattr(self, name)}; it is at least 1")
-        if self.instances not in ("problems", "steps"):
-            raise unknown("rollouts instances", self.instances, ("problems", "steps"))
-        for name in self.weights:
+        for name, known in (("instances", INSTANCES), ("per", ("token", "max_new"))):
+            if getattr(self, name) not in known:
+                raise unknown(f"rollouts {name}", getattr(self, name), known)
+        for name in (*self.weights, *((self.verifier,) if self.verifier else ())):
             if name not in self.judges:
                 raise unknown("judge", name, self.judges)
         if not self.weights:
             raise UserError(f"rollouts need the weight of at least one judge; there are: {', '.join(self.judges)}")
+        if self.teaching and self.teaching.probes and not self.verifier:
+            raise UserError(f"probes need a verifier to score them; name one of the judges: {', '.join(self.judges)}")
         group_advantages(np.zeros((1, 2)), normalise=self.normalise)
 
     @property
@@ -111,74 +117,38 @@ class Rollouts:
         )
 
 
-class Drawn(NamedTuple):
-    """A batch of completions, group after group, in the order of `rows`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Problems that are answered greedily every so many train steps, whatever the stage trains on.
 
-    trace_id: np.ndarray  # int32 [n]
-    prompts: list[list[int]]  # token ids [n]
-    completions: list[Generated]  # [n]
-    rewards: Rewards  # [n]
-    reference: list[np.ndarray] | None = None  # float32, a value a completion token [n]
+    Each judge gives the tally `held_out/<judge>`. The first `problems` of the shards' problems are asked; use a fold or
+    a folder that no stage trains on. `problems` has to divide over the devices as the rows of a batch do.
+    """
 
+    shards: str | tuple[str, ...]
+    judges: Mapping[str, Judge]
+    every: int  # train steps
+    problems: int = 128
+    max_prompt: int = 64
+    max_new: int = 64
+    folds: tuple[str, ...] | None = None
 
-def spread(total: np.ndarray) -> np.ndarray:
-    """Standard deviation of each group's known rewards, float64 [groups]; 0 of fewer than two."""
-    known = np.isfinite(total)
-    values = np.where(known, total, 0.0).astype(np.float64)
-    count = np.maximum(known.sum(-1), 1)
-    mean = values.sum(-1) / count
-    return np.sqrt((np.where(known, values - mean[:, None], 0.0) ** 2).sum(-1) / count)
+    def __post_init__(self):
+        if self.every < 1:
+            raise UserError(f"held-out problems are asked every {self.every} train steps; it takes at least 1")
+        _ = self.source
 
-
-def choose_groups(total: np.ndarray, wanted: int, min_spread: float) -> np.ndarray:
-    """Numbers of `wanted` groups of `total` [groups, samples]: those with enough spread first, else in order."""
-    useful = spread(total) > min_spread
-    return np.concatenate([np.flatnonzero(useful), np.flatnonzero(~useful)])[:wanted]
-
-
-def to_batch(drawn: Drawn, advantage: np.ndarray, teacher_id: int, content: np.ndarray, length: int) -> Batch:
-    """Every field, [n, length], a completion a row. `advantage` is float32 [n]; `content` bool [V]. A completion that
-    could not be judged is not trained on."""
-    shape = (len(drawn.completions), length)
-    batch = {name: np.full(shape, field.padding, field.dtype) for name, field in FIELDS.items()}
-    batch |= {name: np.zeros(shape, np.float32) for name in (ADVANTAGE, REFERENCE)}
-    for row, (prompt, said) in enumerate(zip(drawn.prompts, drawn.completions, strict=True)):
-        tokens = np.concatenate([prompt, said.tokens])
-        size, new = len(tokens) - 1, slice(len(prompt) - 1, len(tokens) - 1)
-        batch["tokens"][row, :size], batch["target"][row, :size] = tokens[:-1], tokens[1:]
-        batch["segment_id"][row, :size] = 1
-        batch["position"][row, :size] = np.arange(size)
-        batch["teacher_id"][row, :size] = teacher_id
-        batch["trace_id"][row, :size] = drawn.trace_id[row]
-        batch["valid"][row, new] = math.isfinite(drawn.rewards.total[row])
-        batch["step_id"][row, new] = batch["valid"][row, new]
-        batch["teacher_logprob"][row, new] = said.logprobs
-        batch[ADVANTAGE][row, new] = advantage[row]
-        if drawn.reference is not None:
-            batch[REFERENCE][row, new] = drawn.reference[row]
-    batch["content"] = content[batch["target"]] & batch["valid"]
-    return batch
-
-
-def measures(drawn: Drawn, samples: int) -> dict[str, tuple[float, float]]:
-    """(sum, weight) of what a batch of rollouts says of itself: rewards, their spread, lengths, ends, share of groups
-    with an answer at all and in all samples ("pass")."""
-    total = drawn.rewards.total.reshape(-1, samples)
-    lengths = [len(said.tokens) for said in drawn.completions]
-    parts = {f"rollout/{name}": _sum(values) for name, values in drawn.rewards.parts.items()}
-    return {
-        "rollout/reward": _sum(drawn.rewards.total),
-        "rollout/spread": _sum(spread(total)),
-        "rollout/flat_groups": _sum(spread(total) == 0),
-        "rollout/unverified": _sum(~np.isfinite(drawn.rewards.total)),
-        "rollout/ended": _sum([said.ended for said in drawn.completions]),
-        "rollout/length": _sum(lengths),
-        "rollout/nll": (-float(sum(said.logprobs.sum() for said in drawn.completions)), float(sum(lengths))),
-        **parts,
-    }
-
-
-def _sum(values) -> tuple[float, float]:
-    array = np.asarray(values, np.float64)
-    known = np.isfinite(array)
-    return float(array[known].sum()), float(known.sum())
+    @property
+    def source(self) -> Rollouts:
+        """As rollouts: each problem once."""
+        return Rollouts(
+            shards=self.shards,
+            judges=self.judges,
+            weights=dict.fromkeys(self.judges, 1.0),
+            prompts=self.problems,
+            samples=1,
+            max_prompt=self.max_prompt,
+            max_new=self.max_new,
+            policy=GREEDY,
+            folds=self.folds,
+        )

@@ -17,7 +17,7 @@ from mixdistill.errors import UserError
 from mixdistill.generation.policy import GREEDY, Policy, draw, log_probabilities
 from mixdistill.students.student import Cache, Params, Student, logits
 
-PROMPT_BUCKET = 32  # prompts are padded to a multiple of this, so that few lengths are ever compiled
+NARROWEST = 32  # prompts are padded to 32, 64, 128 ... tokens, so that few lengths are ever compiled
 
 
 class Completion(NamedTuple):
@@ -95,36 +95,46 @@ def complete(
     policy: Policy = GREEDY,
     seed: int = 0,
     train_step: int = 0,
+    first: int = 0,
     stop: LowConfidence | None = None,
 ) -> list[Generated]:
-    """`sample` for a list of prompts, `rows` at a time, all in one shape: the longest prompt rounded up to a multiple
-    of 32 tokens, the number of rows to a power of two. Prompt i draws as row i. Raises `UserError` for an empty
-    prompt."""
-    if not prompts:
-        return []
+    """`sample` for a list of prompts; prompt i draws as row `first` + i.
+
+    Prompts of about one length are decoded together, `rows` at a time: padded to 32, 64, 128 ... tokens, the number of
+    rows to a power of two. Raises `UserError` for an empty prompt.
+    """
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     if not lengths.all():
         raise UserError(f"prompt {int(np.argmin(lengths))} of {len(prompts)} is empty; a prompt needs a token or more")
-    rows = min(rows, 1 << (len(prompts) - 1).bit_length())
-    width = -(-int(lengths.max()) // PROMPT_BUCKET) * PROMPT_BUCKET
-    drawing = {"policy": policy, "seed": seed, "train_step": train_step, "stop": stop}
-    results = []
-    for start in range(0, len(prompts), rows):
-        place = np.minimum(np.arange(start, start + rows), len(prompts) - 1)  # the last prompt fills the last batch
-        tokens = np.zeros((rows, width), np.int32)
-        for row, i in enumerate(place):
-            tokens[row, : lengths[i]] = prompts[i]
-        limits = {"max_new": max_new, "eos_id": eos_id, "rows": place}
-        batch = jax.device_get(sample(student, params, tokens, lengths[place], **limits, **drawing))
-        results += [generated(batch, row, eos_id) for row in range(min(rows, len(prompts) - start))]
-    return results
+    widths = np.array([max(NARROWEST, 1 << (int(length) - 1).bit_length()) for length in lengths], int)
+    settings = {"max_new": max_new, "eos_id": eos_id, "policy": policy, "seed": seed, "train_step": train_step}
+    results: dict[int, Generated] = {}
+    for width in sorted(set(widths.tolist())):
+        of_width = np.flatnonzero(widths == width)
+        together = min(rows, 1 << (len(of_width) - 1).bit_length())
+        for start in range(0, len(of_width), together):
+            # The last prompt fills the last batch.
+            place = of_width[np.minimum(np.arange(start, start + together), len(of_width) - 1)]
+            tokens = padded([prompts[i] for i in place], width)
+            drawn = sample(student, params, tokens, lengths[place], rows=first + place, stop=stop, **settings)
+            batch = jax.device_get(drawn)
+            results |= {int(i): generated(batch, row, eos_id) for row, i in enumerate(place)}
+    return [results[i] for i in range(len(prompts))]
+
+
+def padded(prompts: Sequence[Sequence[int]], width: int) -> Int[np.ndarray, "B P"]:
+    """Prompts at the left of rows of `width` tokens."""
+    tokens = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return tokens
 
 
 def generated(batch: Completion, row: int, eos_id: int) -> Generated:
     """One row of a completion that is on the host, without its padding."""
     kept = slice(0, int(batch.lengths[row]))
     tokens, logprobs, confidence = (np.asarray(array[row, kept]) for array in batch[:3])
-    return Generated(tokens, logprobs, bool(tokens[-1] == eos_id), confidence)
+    return Generated(tokens, logprobs, bool((tokens[-1:] == eos_id).any()), confidence)
 
 
 def recomputing_cache(student: Student) -> Cache:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mixdistill.errors import UserError
-from mixdistill.generation.sampler import Generated, LowConfidence
+from mixdistill.generation.sampler import Generated, LowConfidence, complete
+from mixdistill.students.student import Params, Student
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Vote(NamedTuple):
     num_completions: int
     num_stopped: int
     tokens: int  # generated, stopped ones included
+    saved: float  # tokens that the whole budget, nothing stopped, would have taken beyond these: an estimate
     threshold: float  # nats
 
 
@@ -57,7 +59,7 @@ def vote(sample: Sample, answer: Callable[[Generated], str | None], voting: Voti
     `sample(first, count, stop)` draws completions number first, first + 1, ... of the one prompt.
     """
     ballots: dict[str, float] = defaultdict(float)
-    drawn, stopped, tokens = 0, 0, 0
+    drawn, stopped, tokens, whole = 0, 0, 0, []
     threshold = -np.inf
     while drawn < voting.budget:
         count = voting.warmup if drawn == 0 else min(voting.round_size, voting.budget - drawn)
@@ -68,6 +70,8 @@ def vote(sample: Sample, answer: Callable[[Generated], str | None], voting: Voti
         for one, weight in zip(found, lowest, strict=True):
             tokens += len(one.tokens)
             said = answer(one)
+            if drawn == 0 or weight >= threshold:
+                whole.append(len(one.tokens))
             if weight < threshold:
                 stopped += drawn > 0
             elif said is not None:
@@ -77,7 +81,17 @@ def vote(sample: Sample, answer: Callable[[Generated], str | None], voting: Voti
             break
     best = max(ballots, key=ballots.__getitem__) if ballots else None
     share = ballots[best] / sum(ballots.values()) if best is not None else float("nan")
-    return Vote(best, share, drawn, stopped, tokens, threshold)
+    saved = float(np.mean(whole)) * voting.budget - tokens  # stopped completions would have been about as long
+    return Vote(best, share, drawn, stopped, tokens, saved, threshold)
+
+
+def sampler_of(student: Student, params: Params, prompt: Sequence[int], **settings) -> Sample:
+    """Draws completions of one prompt for `vote`; `settings` as for `complete` (max_new, eos_id, policy, seed)."""
+
+    def sample(first: int, count: int, stop: LowConfidence) -> list[Generated]:
+        return complete(student, params, [prompt] * count, first=first, stop=stop, **settings)
+
+    return sample
 
 
 def lowest_mean(confidence: np.ndarray, window: int) -> float:

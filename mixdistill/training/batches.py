@@ -9,9 +9,9 @@ from mixdistill.training.state import TrainState
 Batches = Pipeline | RolloutPipeline
 
 
-def read(batches: Batches, state: TrainState) -> Batch:
-    """This process's rows of the next batch. Rollouts wait for the parameters of `state`."""
-    return batches.read(state.params) if isinstance(batches, RolloutPipeline) else next(batches)
+def read(batches: Batches, state: TrainState, train_step: int) -> Batch:
+    """This process's rows of the next batch. Rollouts wait for the parameters of `state`, which are of `train_step`."""
+    return batches.read(state.params, train_step) if isinstance(batches, RolloutPipeline) else next(batches)
 
 
 def told(batches: Batches) -> dict[str, Tally]:

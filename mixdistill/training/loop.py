@@ -85,7 +85,7 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
     stage, step = job.recipe.stages[position.stage], job.train_step(position.stage)
     with contextlib.closing(job.pipeline(position)) as pipeline:
         while not (position.spends(stage.budget) or stop.asked(position.train_step)):
-            batch = place(read(pipeline, state), job.mesh, job.recipe.rules)
+            batch = place(read(pipeline, state, position.train_step), job.mesh, job.recipe.rules)
             state, tallies = step(state, batch)
             position = position.after(pipeline.num_targets)
             report.event("train_step", position, state)

@@ -66,8 +66,10 @@ def ask(url, body, **headers):
 
 def test_the_server_says_what_the_sampler_says(served, url):
     policy = Policy(temperature=1.3, top_k=6)
-    answers = complete_remotely(Server(url, "tiny"), PROMPTS, max_new=6, eos_id=EOS, policy=policy, seed=11)
-    assert answers.versions == {"step-7": 3}
+    answers = complete_remotely(
+        Server(url, "tiny"), PROMPTS, max_new=6, eos_id=EOS, vocab_size=TOKENIZER.vocab_size, policy=policy, seed=11
+    )
+    assert answers.versions == ["step-7"] * 3
     assert not answers.failures
     for i, (prompt, got) in enumerate(zip(PROMPTS, answers.completions, strict=True)):
         alone = complete(served.student, served.params, [prompt], max_new=6, eos_id=EOS, policy=policy, seed=11 + i)[0]
@@ -188,7 +190,7 @@ GOOD = (200, answer_of([4, EOS]))
     "first", [(500, b""), (429, b""), (503, b"x"), (200, b"<html>"), (200, b'{"choices": []}')], ids=str
 )
 def test_a_passing_fault_costs_a_retry(faulty, first):
-    answers = complete_remotely(faulty(first, GOOD), [[1]], max_new=2, eos_id=EOS)
+    answers = complete_remotely(faulty(first, GOOD), [[1]], max_new=2, eos_id=EOS, vocab_size=TOKENIZER.vocab_size)
     assert answers.completions[0].tokens.tolist() == [4, EOS]
     assert Faulty.seen == 2
 
@@ -201,32 +203,35 @@ def test_a_passing_fault_costs_a_retry(faulty, first):
         ((200, b"garbage"), "not a completion", 3),
         ((200, answer_of([4], fingerprint="step-6")), "other weights", 3),
         ((200, answer_of([4], [float("nan")])), "not finite", 3),
+        ((200, answer_of([4, 4, 4])), "longer than was asked", 3),
+        ((200, answer_of([4000])), "does not know", 3),
+        ((200, answer_of([-1])), "does not know", 3),
         ((404, b""), "HTTP 404", 1),
     ],
     ids=lambda value: str(value)[:20],
 )
 def test_a_lasting_fault_is_one_clear_error(faulty, step, reason, asked):
     with pytest.raises(UserError, match=reason):
-        complete_remotely(faulty(step), [[1]], max_new=2, eos_id=EOS, version="step-7")
+        complete_remotely(faulty(step, version="step-7"), [[1]], max_new=2, eos_id=EOS, vocab_size=TOKENIZER.vocab_size)
     assert Faulty.seen == asked
 
 
 def test_what_fails_for_good_makes_the_batch_smaller(faulty):
     server = faulty(GOOD, (404, b""), GOOD)
-    answers = complete_remotely(server, [[1], [2], [3]], max_new=2, eos_id=EOS)
+    answers = complete_remotely(server, [[1], [2], [3]], max_new=2, eos_id=EOS, vocab_size=TOKENIZER.vocab_size)
     assert [one is None for one in answers.completions] == [False, True, False]
     assert answers.failures == {"HTTP 404": 1}
 
 
 def test_redirects_are_not_followed(faulty):
     with pytest.raises(UserError, match=r"30[127]|no answer"):
-        complete_remotely(faulty((307, b"")), [[1]], max_new=2, eos_id=EOS)
+        complete_remotely(faulty((307, b"")), [[1]], max_new=2, eos_id=EOS, vocab_size=TOKENIZER.vocab_size)
 
 
 def test_no_server_at_all():
     server = Server("http://127.0.0.1:9/v1", "tiny", retries=1, backoff=0.01)
     with pytest.raises(UserError, match="completed 0 of 1 prompts"):
-        complete_remotely(server, [[1]], max_new=2, eos_id=EOS)
+        complete_remotely(server, [[1]], max_new=2, eos_id=EOS, vocab_size=TOKENIZER.vocab_size)
 
 
 @given(
