@@ -26,11 +26,12 @@ ROOMS = [
     "routers",
     "check",
     "optimizers",
+    "diagnostics",
     "generation",
     "recipe",
-    "diagnostics",
     "evaluation",
     "training",
+    "reports",
     "commands",
     "cli",
 ]
