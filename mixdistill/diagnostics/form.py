@@ -29,7 +29,7 @@ _OPEN, _CLOSE = re.compile(r"<(?:think|thinking)>"), re.compile(r"</(?:think|thi
 _UNFINISHED = re.compile(r"(?:[^\W\d]|[,(+\-=/])\s*\Z")  # a word or an open operation, no mark that ends a sentence
 
 # A loop: at the end the same block, of up to LOOP_PERIOD tokens, three times or more, LOOP_TOKENS or more in all.
-LOOP_PERIOD, LOOP_TOKENS, LOOP_REPEATS = 256, 48, 3
+LOOP_PERIOD, LOOP_TOKENS, LOOP_REPEATS, LOOP_RAGGED = 256, 48, 3, 2
 
 
 def count_markers(text: str, boundaries: bool = False) -> dict[str, int]:
@@ -79,8 +79,16 @@ class Loop(NamedTuple):
 
 
 def find_loop(tokens: Sequence[int] | np.ndarray) -> Loop | None:
-    """The shortest-period loop that `tokens` (completion, without the end token) end in, None if they end in none."""
+    """The shortest-period loop that `tokens` (completion, without the end token) end in, None if they end in none.
+    The last LOOP_RAGGED tokens may differ: a limit that cuts within a word leaves tokens that no other repeat has."""
     backwards = np.asarray(tokens)[::-1]
+    for ragged in range(LOOP_RAGGED + 1):
+        if found := _loop_from(backwards[ragged:]):
+            return found
+    return None
+
+
+def _loop_from(backwards: np.ndarray) -> Loop | None:
     if len(backwards) < LOOP_TOKENS:
         return None
     # A period can only start where the last token comes again.

@@ -32,11 +32,8 @@ def inspect(shards: Shards, *, workers: int = 1, against: Sequence[str] = ()) ->
     matrix = conflict_matrix(continuations)
     for name, row in teachers.items():
         row["conflicts"] = _conflicts_of(name, matrix)
-        row["warnings"] = [warning._asdict() for warning in verdicts.teacher_warnings(row)]
-    for name, row in teachers.items():
-        row["verdict"] = verdicts.verdict(name, row, teachers)
     fit, overlap = tokenizer_fit(shards.tokenizer), _overlap(shards, found.prompts, against)
-    return {
+    made = {
         "shards": str(shards.path),
         "fingerprint": shards.fingerprint,
         "traces": len(shards),
@@ -51,6 +48,17 @@ def inspect(shards: Shards, *, workers: int = 1, against: Sequence[str] = ()) ->
         "overlap": overlap,
         "warnings": [w._asdict() for w in [*_tokenizer_warnings(fit, teachers), *_overlap_warnings(overlap)]],
     }
+    conclude(made)
+    return made
+
+
+def conclude(inspection: Mapping[str, Any]) -> None:
+    """Writes the warnings and the verdict of every teacher, from what is known of it by now."""
+    teachers = inspection["teachers"]
+    for row in teachers.values():
+        row["warnings"] = [warning._asdict() for warning in verdicts.teacher_warnings(row)]
+    for name, row in teachers.items():
+        row["verdict"] = verdicts.verdict(name, row, teachers)
 
 
 def all_warnings(inspection: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -72,10 +72,15 @@ def grace(train_rows: np.ndarray, test_rows: np.ndarray, smoothing: float = 1e-3
     if not train.size or not test.size or not norms.any():
         return float("nan")
     train = np.divide(train, norms, out=np.zeros_like(train), where=norms > 0)
-    values, vectors = np.linalg.eigh(train.T @ train / len(train))
-    values = np.maximum(values, SMALLEST)
-    smoothed = (1 - smoothing) * values + smoothing * values.mean()
-    return float((((test @ vectors) ** 2).mean(axis=0) / smoothed).sum())
+    # Of S_train only the rows' span has eigenvalues above zero; everything across it costs the same.
+    _, singular, span = np.linalg.svd(train, full_matrices=False)
+    values = np.maximum(singular**2 / len(train), SMALLEST)
+    size, across = train.shape[1], train.shape[1] - len(values)
+    mean = (values.sum() + across * SMALLEST) / size
+    smoothed, rest = ((1 - smoothing) * v + smoothing * mean for v in (values, SMALLEST))
+    inside = (test @ span.T) ** 2
+    outside = np.maximum((test**2).sum(axis=1) - inside.sum(axis=1), 0) if across else np.zeros(1)
+    return float((inside.mean(axis=0) / smoothed).sum() + outside.mean() / rest)
 
 
 def grace_of_traces(rows: np.ndarray, problem: np.ndarray, *, splits: int = SPLITS, seed: int = 0) -> float:

@@ -41,6 +41,7 @@ def function(tmp_path, monkeypatch):
         """)
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jax.local_devices", lambda: jax.devices()[:1])  # several are compared in test_scoring
     monkeypatch.delitem(sys.modules, "my_student", raising=False)
     return "my_student.py:student"
 

@@ -97,6 +97,8 @@ def test_loops_by_hand():
     assert form.find_loop([1, 2] + [7, 8] * 20) is None  # 40 tokens
     assert form.find_loop(list(range(30)) * 2) is None  # twice
     assert form.find_loop(list(range(30)) * 3) == form.Loop(30, 90)
+    assert form.find_loop([1, 2, 3] + [7, 8] * 30 + [9, 9]) == form.Loop(2, 60)
+    assert form.find_loop([1, 2, 3] + [7, 8] * 30 + [9, 4, 5]) is None
     assert form.find_loop(range(500)) is None
     assert form.find_loop([]) is None
 
@@ -106,15 +108,16 @@ def test_loops_by_hand():
 )
 def test_loop_agrees_with_the_definition(head, block, repeats):
     tokens = head + block * repeats
-    found = form.find_loop(tokens)
     candidates = []
-    for period in range(1, len(tokens)):
-        run = period
-        while run < len(tokens) and tokens[-1 - run] == tokens[-1 - run + period]:
-            run += 1
-        if run >= max(form.LOOP_TOKENS, form.LOOP_REPEATS * period):
-            candidates.append(form.Loop(period, run))
-    assert found == (candidates[0] if candidates else None)
+    for ragged in range(form.LOOP_RAGGED + 1):
+        kept = tokens[: len(tokens) - ragged]
+        for period in range(1, len(kept)):
+            run = period
+            while run < len(kept) and kept[-1 - run] == kept[-1 - run + period]:
+                run += 1
+            if run >= max(form.LOOP_TOKENS, form.LOOP_REPEATS * period):
+                candidates.append(form.Loop(period, run))
+    assert form.find_loop(tokens) == (candidates[0] if candidates else None)
 
 
 def test_form_of_a_trace():
