@@ -1,4 +1,4 @@
-"""Eight host devices for every test, and compiled programs kept beside the checkout: set before anything imports jax."""
+"""Eight host devices for every test, and compiled programs kept beside the checkout: set before jax is imported."""
 
 import os
 from pathlib import Path

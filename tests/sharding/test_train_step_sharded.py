@@ -140,5 +140,5 @@ def test_a_mesh_that_does_not_divide_a_parameter_or_the_rows_is_refused():
     with pytest.raises(UserError, match="parameter norm: axis 'embed' has size 15, which 8 devices"):
         build(odd, mesh, FSDP)
     state, step = build(TOY, mesh, FSDP)
-    with pytest.raises(UserError, match="batch field .*: axis 'batch' has size 6"):
+    with pytest.raises(UserError, match=r"batch field .*: axis 'batch' has size 6"):
         step(state, {name: jnp.asarray(x[:6]) for name, x in batch(0).items()})
