@@ -7,17 +7,24 @@ A new loss or gate is tried without being told, unless it has a knob without a d
 import inspect
 import itertools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mixdistill import check, gates, losses
+from mixdistill.check.traces import TEACHERS, VOCABULARY, alone, arrange, hidden, make_params, make_traces
 from mixdistill.data.fields import FIELDS, TOP_K_FIELDS
 from mixdistill.losses import cross_entropy
 from mixdistill.memory import running
-from mixdistill.objective import Objective, Term
+from mixdistill.objective import Objective, Term, complaints
 from mixdistill.objective.build import CONTEXT, MADE
+from mixdistill.optimizers import Budget, OptimizerConfig, make_optimizer
 from mixdistill.signals.signal import use
 from mixdistill.signals.standard import STANDARD
+from mixdistill.students.student import Student
+from mixdistill.training.state import TrainState, initial_memory
+from mixdistill.training.step import make_train_step
 
 # Knobs that have no default, or one at which the random traces are all kept or all refused.
 KNOBS = {
@@ -37,7 +44,7 @@ KNOBS = {
 }
 KNOWN = {*FIELDS, *TOP_K_FIELDS, *MADE, *CONTEXT, *(use(signal).name for signal in STANDARD)}
 MEMORY = {"baseline": running("teacher/content_nll")}
-PER_OBJECTIVE = 8
+PER_OBJECTIVE = 12
 
 
 def bound(room, name):
@@ -81,6 +88,26 @@ def test_battery(room, names):
         return
     alone = {name: failures(check.check_objective(objective(room, (name,)), num_examples=25)) for name in names}
     pytest.fail("\n".join(f"{name}: {line}" for name, lines in {**alone, "together": failed}.items() for line in lines))
+
+
+def test_two_train_steps_with_everything_at_once():
+    parts = [objective(room, tuple(room.__all__)) for room in (losses, gates)]
+    terms = {name: term for part in parts for name, term in part.terms.items()}
+    fields = {field for part in parts for field in part.fields}
+    whole = Objective(terms, memory=MEMORY, fields=tuple(sorted(fields))).with_teachers(TEACHERS)
+    params = make_params()
+    axes = {name: (None,) * leaf.ndim for name, leaf in params.items()}
+    table = Student(lambda key: params, hidden, lambda params: params["unembed"], axes, VOCABULARY)
+    optimizer = make_optimizer(OptimizerConfig(warmup=0.0), axes, Budget(2, "train_steps"))
+    step = jax.jit(make_train_step(table, whole, optimizer), compiler_options={"xla_backend_optimization_level": 0})
+    batch = arrange(make_traces(whole.fields, params), alone())
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), initial_memory([whole]))
+    for _ in range(2):
+        state, tallies = step(state, batch)
+        assert float(tallies["optimizer/skipped"].sum) == 0
+        assert complaints(tallies) == []
+    assert int(state.memory["baseline"]["num_updates"].max()) == 2
+    assert all((np.asarray(state.params[name]) != params[name]).any() for name in ("embed", "place", "unembed"))
 
 
 def test_the_cases_are_all_there_is():
