@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 
 from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError
-from mixdistill.generation.rollouts import Rollouts
+from mixdistill.generation.rollouts import HeldOut, Rollouts
 from mixdistill.mesh import FSDP, Rules
 from mixdistill.objective import Objective
 from mixdistill.optimizers import Budget, OptimizerConfig
+from mixdistill.recipe.handover import Rule
 from mixdistill.students.config import DecoderConfig
 from mixdistill.students.decoder import make_student
 from mixdistill.students.student import Student
@@ -23,6 +24,7 @@ class Stage:
     """One stretch of a curriculum: `num_train_steps`, or as many as it takes to see `num_tokens` targets.
 
     The train step that reaches the token budget is the last one: a stage sees at most one batch more than it asks for.
+    A rule of `until` ends it earlier, one train step after the one whose tallies it has seen.
     """
 
     name: str
@@ -30,12 +32,28 @@ class Stage:
     source: Mixture | Rollouts  # recorded traces, or the student's own with a reward
     objective: Objective | None = None  # None: as in the stage before
     num_tokens: int | None = None  # targets seen, whether a gate keeps them or not
+    until: tuple[Rule, ...] = ()
+    held_out: HeldOut | None = None  # problems to be answered meanwhile
 
     def __post_init__(self):
         if (self.num_train_steps is None) == (self.num_tokens is None):
             raise UserError(f"stage {self.name!r} needs either num_train_steps or num_tokens, and not both")
         if self.budget.size < 1:
             raise UserError(f"stage {self.name!r} has {self.budget.size} {self.budget.unit}; it needs at least 1")
+        for rule in self.until:
+            self._check_made(rule.tally)
+
+    def _check_made(self, tally: str) -> None:
+        """A rule on a tally that nobody makes would wait for ever."""
+        if tally.startswith("held_out/"):
+            made = [f"held_out/{name}" for name in (*self.held_out.judges, "ended", "length")] if self.held_out else []
+            if tally not in made:
+                raise UserError(
+                    f"stage {self.name!r} is to end by {tally!r}, and its held-out problems make "
+                    f"{', '.join(made) or 'nothing: give it held_out=HeldOut(...)'}"
+                )
+        if tally.startswith("rollout/") and not isinstance(self.source, Rollouts):
+            raise UserError(f"stage {self.name!r} is to end by {tally!r}, and its source is no Rollouts")
 
     @property
     def budget(self) -> Budget:

@@ -23,6 +23,7 @@ from mixdistill.students.student import Student
 from mixdistill.traces.shards import Shards
 from mixdistill.traces.tokenizer import Tokenizer
 from mixdistill.training.checkpoint import Identity
+from mixdistill.training.held_out import Exam
 from mixdistill.training.position import Position
 from mixdistill.training.rollout_pipeline import RolloutPipeline
 from mixdistill.training.state import TrainState, abstract_state, init_state, initial_memory
@@ -88,6 +89,11 @@ class Job:
             pipeline.set_state(position.pipeline)
         return pipeline
 
+    def exam(self, stage: int) -> Exam:
+        """The held-out problems of a stage. Raises `UserError` for shards that do not fit."""
+        setting = self.recipe.stages[stage].held_out
+        return Exam(setting, self.student, self.identity.tokenizer, self.mesh, self.recipe.rules)
+
 
 def source_of(recipe: Recipe, stage: int) -> Mixture | Rollouts:
     """The source of a stage, with the seed that its data order has: another for every seed of the recipe, and for
@@ -108,6 +114,8 @@ def build(recipe: Recipe, devices: Sequence[jax.Device] | None = None, command: 
     _check_vocabulary(student, corpora[0])
     for stage in recipe.stages:
         _check_rows(stage.source.rows, recipe, mesh)
+        if stage.held_out:
+            share(mesh, recipe.rules, stage.held_out.problems)
     teachers = _teachers(recipe, corpora[0])
     objectives = [recipe.objective_of(index).with_teachers(teachers) for index in range(len(recipe.stages))]
     for stage, objective in zip(recipe.stages, objectives, strict=True):
@@ -117,6 +125,8 @@ def build(recipe: Recipe, devices: Sequence[jax.Device] | None = None, command: 
     optimizer = make_optimizer(recipe.optimizer, student.axes, recipe.budget)
     job = Job(recipe, mesh, student, optimizer, tuple(objectives), corpora, identity)
     job.abstract_state()
+    for index in range(len(recipe.stages)):
+        job.exam(index)
     return job
 
 

@@ -16,6 +16,7 @@ from mixdistill.recipe import Recipe
 from mixdistill.training import workdir as workdirs
 from mixdistill.training.batches import Batches, read, told
 from mixdistill.training.checkpoint import Checkpoint, Checkpoints
+from mixdistill.training.handover import Handover
 from mixdistill.training.hooks import Hook, default_hooks
 from mixdistill.training.job import Job, build
 from mixdistill.training.position import Position
@@ -82,28 +83,35 @@ def _begin(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, Position]:
 def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState, Position]:
     """To the end of the stage that is in force, or to a signal."""
     job, report, stop, late = run.job, run.report, run.stop, Late()
-    stage, step = job.recipe.stages[position.stage], job.train_step(position.stage)
+    stage, step, exam = job.recipe.stages[position.stage], job.train_step(position.stage), job.exam(position.stage)
+    handover = Handover(stage.until, position.handover)
+
+    def over(position: Position) -> bool:
+        return position.spends(stage.budget) or handover.due(position.stage_train_steps)
+
     with contextlib.closing(job.pipeline(position)) as pipeline:
-        while not (position.spends(stage.budget) or stop.asked(position.train_step)):
+        while not (over(position) or stop.asked(position.train_step)):
             batch = place(read(pipeline, state, position.train_step), job.mesh, job.recipe.rules)
             state, tallies = step(state, batch)
             position = position.after(pipeline.num_targets)
             report.event("train_step", position, state)
-            _arrive(run, pipeline, late.swap((position, tallies | told(pipeline))), state)
+            tallies |= told(pipeline) | exam(state.params, position)
+            _arrive(run, pipeline, handover, late.swap((position, tallies)), state)
             if position.train_step % job.recipe.checkpoint_every == 0:
-                _arrive(run, pipeline, late.swap(None), state)
-                _save(run, position.at(pipeline, report.seconds), state)
-        _arrive(run, pipeline, late.swap(None), state)
-        position = position.at(pipeline, report.seconds)
-    if position.spends(stage.budget):
+                _arrive(run, pipeline, handover, late.swap(None), state)
+                _save(run, position.at(pipeline, handover.to_json(), report.seconds), state)
+        _arrive(run, pipeline, handover, late.swap(None), state)
+        position = position.at(pipeline, handover.to_json(), report.seconds)
+    if over(position):
         report.event("stage", position, state)
-        position = position.next_stage()
+        position = position.next_stage(stage.name, "" if position.spends(stage.budget) else handover.reason)
     return state, position
 
 
-def _arrive(run: _Run, pipeline: Batches, arrived: list[Arrived], state: TrainState) -> None:
+def _arrive(run: _Run, pipeline: Batches, handover: Handover, arrived: list[Arrived], state: TrainState) -> None:
     for position, tallies in arrived:
         steer(pipeline, run.job.objectives[position.stage], position, tallies)
+        handover.observe(position.stage_train_steps, tallies)
         run.report.add(position, tallies, state)
 
 

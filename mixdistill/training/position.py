@@ -18,6 +18,8 @@ class Position:
     stage_tokens: int = 0
     seconds: float = 0.0  # spent in all, by this process and those before it
     pipeline: dict[str, Any] | None = None  # state of the stage's pipeline; None: at its start
+    handover: dict[str, Any] | None = None  # what the stage's hand-over rules have seen; None: nothing yet
+    ended: tuple[dict[str, Any], ...] = ()  # the stages before: their name, their last train step, and why there
 
     def after(self, tokens: int) -> "Position":
         """One train step further, which saw `tokens` targets."""
@@ -29,13 +31,15 @@ class Position:
             stage_tokens=self.stage_tokens + tokens,
         )
 
-    def next_stage(self) -> "Position":
-        """At the start of the stage after this one."""
-        return dataclasses.replace(self, stage=self.stage + 1, stage_train_steps=0, stage_tokens=0, pipeline=None)
+    def next_stage(self, name: str, reason: str) -> "Position":
+        """At the start of the stage after this one, whose name is given and why it ended here ("": its budget)."""
+        ended = {"stage": name, "train_step": self.train_step, "reason": reason or "budget"}
+        fresh = {"stage_train_steps": 0, "stage_tokens": 0, "pipeline": None, "handover": None}
+        return dataclasses.replace(self, stage=self.stage + 1, ended=(*self.ended, ended), **fresh)
 
-    def at(self, pipeline: Batches, seconds: float) -> "Position":
-        """With where the pipeline is, and the time spent."""
-        return dataclasses.replace(self, seconds=seconds, pipeline=pipeline.get_state())
+    def at(self, pipeline: Batches, handover: dict[str, Any], seconds: float) -> "Position":
+        """With where the pipeline is, what the hand-over rules have seen, and the time spent."""
+        return dataclasses.replace(self, seconds=seconds, pipeline=pipeline.get_state(), handover=handover)
 
     def spends(self, budget: Budget) -> bool:
         """True once the stage has used up its budget."""
@@ -48,4 +52,4 @@ class Position:
     @staticmethod
     def from_json(found: dict[str, Any]) -> "Position":
         """What `to_json` wrote."""
-        return Position(**found)
+        return Position(**{**found, "ended": tuple(found["ended"])})

@@ -1,4 +1,5 @@
-"""Imitate, then refine: one recipe, one workdir; a stop between two updates on one batch of rollouts loses nothing."""
+"""Imitate until held-out accuracy is flat, then refine: one recipe, one workdir. A stop between two updates on one
+batch of rollouts loses nothing, and how often is checkpointed does not change when a stage ends."""
 
 import dataclasses
 
@@ -10,12 +11,13 @@ from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError
 from mixdistill.generation.drawn import ADVANTAGE
 from mixdistill.generation.judges import exact_answer
-from mixdistill.generation.rollouts import SELF, Rollouts
+from mixdistill.generation.rollouts import SELF, HeldOut, Rollouts
 from mixdistill.losses.cross_entropy import cross_entropy
 from mixdistill.losses.policy_gradient import policy_gradient
 from mixdistill.objective import Objective, Term
 from mixdistill.optimizers import OptimizerConfig
 from mixdistill.recipe import Recipe, Stage
+from mixdistill.recipe.handover import Plateau
 from mixdistill.routers import acceptance
 from mixdistill.students.families import tiny
 from mixdistill.traces.worlds.chain import CHAIN
@@ -39,7 +41,12 @@ def recipe(tmp_path_factory):
         updates=2,
     )
     imitate = Stage(
-        "imitate", 1, Mixture(shards=str(shards), rows=8, length=16), Objective({"nll": Term(cross_entropy)})
+        "imitate",
+        9,
+        Mixture(shards=str(shards), rows=8, length=16),
+        Objective({"nll": Term(cross_entropy)}),
+        until=(Plateau("held_out/answer", patience=1, margin=1.0),),
+        held_out=HeldOut(shards=str(shards), judges={"answer": exact_answer}, every=1, problems=8, max_new=8),
     )
     refine = Stage("refine", 4, rollouts, Objective({"reward": Term(policy_gradient)}, fields=(ADVANTAGE,)))
     return Recipe(
@@ -63,15 +70,22 @@ def stop_at(train_step):
 
 
 def test_a_run_cut_between_two_updates_ends_the_same(recipe, tmp_path):
-    whole = run(recipe, tmp_path / "whole", devices=jax.devices()[:1], quiet=True)
+    seldom = dataclasses.replace(recipe, checkpoint_every=100)
+    whole = run(seldom, tmp_path / "whole", devices=jax.devices()[:1], quiet=True)
     with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "cut", devices=jax.devices()[:1], quiet=True, hooks=[stop_at(3)])
+        run(recipe, tmp_path / "cut", devices=jax.devices()[:1], quiet=True, hooks=[stop_at(5)])
     resumed = run(recipe, tmp_path / "cut", devices=jax.devices()[:1], quiet=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
-    assert [line["train_step"] for line in lines if "rollout/reward" in line["metrics"]] == [2, 4]
-    assert [line["metrics"].get("rollout/stale") for line in lines] == [None, 0, 1, 0, 1]
+    assert [line["metrics"].get("rollout/stale") for line in lines] == [None, None, None, 0, 1, 0, 1]
+    assert ["rollout/reward" in line["metrics"] for line in lines] == [False, False, False, True, False, True, False]
+    assert ["held_out/answer" in line["metrics"] for line in lines] == [True] * 3 + [False] * 4
     assert lines[-1]["metrics"]["teacher/tokens"][SELF] > 0
+    for outcome in (whole, resumed):
+        # The first look is the best one, the second ends the stage one train step later.
+        assert [(one["stage"], one["train_step"]) for one in outcome.position.ended] == [("imitate", 3), ("refine", 7)]
+        assert "Plateau" in outcome.position.ended[0]["reason"]
+        assert outcome.position.ended[1]["reason"] == "budget"
 
 
 def test_a_router_cannot_steer_rollouts(recipe, tmp_path):
