@@ -33,7 +33,7 @@ def first_end(rule, values):
         (Plateau("a", patience=2), [0.1, 0.2, 0.2, 0.3, 0.3, 0.1, 0.9], 6),
         (Plateau("a", patience=2, margin=0.15), [0.1, 0.2, 0.3, 0.3, 0.4], 5),
         (Plateau("a", patience=1), [0.5, 0.5], 2),
-        (Below("a", 0.3, window=2), [0.5, 0.2, 0.3, 0.2], 4),
+        (Below("a", 0.3, window=2), [0.5, 0.2, 0.3, 0.2], 3),
         (Below("a", 0.3, window=3), [0.1, 0.1], None),
         (Falls("a", 0.5, window=2), [4.0, 2.0, 1.0, 3.0, 1.0], None),
         (Falls("a", 0.5, window=2), [4.0, 2.0, 1.0, 1.0], 4),
