@@ -2,13 +2,14 @@
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mixdistill.diagnostics import duplicates, verdicts
-from mixdistill.diagnostics.conflict import Continuations, conflict_matrix, count_continuations, worst_contexts
+from mixdistill.diagnostics.conflict import Clash, Continuations, conflict_matrix, count_continuations, worst_contexts
 from mixdistill.diagnostics.content import content_traces
 from mixdistill.diagnostics.describe import describe_pairs, describe_teachers
 from mixdistill.diagnostics.groups import THRESHOLD, Group, compatible_groups, coverage
@@ -117,6 +118,10 @@ def _clashes(shards: Shards, continuations: Continuations, matrix) -> list[dict[
     def text(tokens: Sequence[int]) -> str:
         return shards.tokenizer.decode(tokens)
 
+    def telling(clashes: list[Clash]) -> list[Clash]:
+        """Words before digits: which digit follows a digit depends on the problems, and says little to a reader."""
+        return sorted(clashes, key=lambda clash: not re.search(r"[^\W\d]", text(clash.context)))[:SHOWN_CLASHES]
+
     return [
         {
             "teachers": [matrix.teachers[j], matrix.teachers[i]],
@@ -127,7 +132,7 @@ def _clashes(shards: Shards, continuations: Continuations, matrix) -> list[dict[
                     "share": clash.share,
                     "after": [[[text([token]), share] for token, share in side] for side in clash.after],
                 }
-                for clash in worst_contexts(continuations, matrix.teachers[j], matrix.teachers[i], limit=SHOWN_CLASHES)
+                for clash in telling(worst_contexts(continuations, matrix.teachers[j], matrix.teachers[i], limit=50))
             ],
         }
         for i, j in pairs

@@ -17,6 +17,8 @@ from markupsafe import Markup
 from mixdistill.errors import UserError
 from mixdistill.reports.numbers import number
 
+SHOWN_LINES = 10  # of a list; the others unfold
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -107,6 +109,7 @@ def render(
         sections=sections,
         traces=traces,
         traces_about=traces_about,
+        shown_lines=SHOWN_LINES,
         css=Markup(_file("page.css")),
         js=Markup(_file("page.js")),
         plotly=Markup(_plotly()) if figures else "",

@@ -1,0 +1,165 @@
+"""The page of a run or a study: what was trained, how it went, teacher by teacher."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixdistill.reports import figures
+from mixdistill.reports.numbers import number, share
+from mixdistill.reports.page import Cell, Column, Figure, Section, Table, cell
+from mixdistill.reports.run_data import Run
+
+OF_TEACHERS = {  # metric with an entry a teacher -> title, axis, whether it is a share
+    "teacher/nll": ("surprisal", "nats a token", False),
+    "teacher/content_nll": ("surprisal of content tokens", "nats a token", False),
+    "teacher/top1": ("token accuracy", "share of first choices that are right", True),
+    "teacher/kept": ("kept by the gates", "share of tokens", True),
+    "teacher/traces_kept": ("traces kept by the gates", "share of traces", True),
+}
+
+
+def study_sections(runs: Sequence[Run]) -> list[Section]:
+    """Every run in one table and one plot."""
+    teachers = list(dict.fromkeys(name for run in runs for name in run.teachers))
+    final = np.array([[_last(run, "teacher/nll", name) for name in teachers] for run in runs], np.float64)
+    plots = [
+        figures.lines(
+            "loss",
+            "Loss over tokens, a line a run.",
+            {r.name: r.series("loss", x="tokens") for r in runs},
+            "tokens",
+            "loss, nats",
+        )
+    ]
+    return [
+        Section(
+            "runs",
+            "runs",
+            "Click a head to sort. Numbers of the last line of each run's metrics.",
+            [run_table(runs, final, teachers)],
+            plots,
+        ),
+        Section("evaluation", "evaluation", tables=evaluation_tables(runs)),
+    ]
+
+
+def run_table(runs: Sequence[Run], final: np.ndarray, teachers: Sequence[str]) -> Table:
+    """A row a run: how long, how far, and the surprisal of every teacher at the end."""
+    columns = [
+        Column("run", is_text=True),
+        *(Column(title) for title in ("train steps", "tokens", "seconds", "loss", "kept")),
+        *(Column(name, about="nats a token at the end") for name in teachers),
+    ]
+    rows = [
+        [
+            Cell(run.name),
+            *(cell(run.last.get(name)) for name in ("train_step", "tokens", "seconds")),
+            cell(_last(run, "loss")),
+            cell(_last(run, "kept"), share(_last(run, "kept"))),
+            *(cell(value) for value in final[n]),
+        ]
+        for n, run in enumerate(runs)
+    ]
+    return Table("runs", columns, rows)
+
+
+def run_sections(run: Run) -> list[Section]:
+    """One run's curves."""
+    loss = {name.removeprefix("loss/") or "loss": run.series(name) for name in ("loss", *run.metrics("loss/"))}
+    curves = [figures.lines("loss", "Loss over train steps.", loss, "train step", "nats")]
+    return [
+        Section("loss", "loss", _about(run), figures=curves if run.lines else []),
+        Section("teachers", "teacher by teacher", figures=list(_of_teachers(run))),
+        Section("gates", "gates", "Share of the valid tokens at which a gate is open.", figures=list(_gates(run))),
+        Section("mixture", "mixture", "Where the tokens came from.", figures=list(_mixture(run))),
+        Section("evaluation", "evaluation", tables=evaluation_tables([run])),
+        Section("recipe", "recipe", text=run.recipe, summary="every setting"),
+    ]
+
+
+def evaluation_tables(runs: Sequence[Run]) -> list[Table]:
+    """What `mixdistill eval --out` wrote into the runs' folders."""
+    columns = [Column("run", is_text=True), Column("task", is_text=True)]
+    columns += [
+        Column(t) for t in ("train step", "accuracy", "from", "to", "problems", "finished", "calibration error")
+    ]
+    rows = [
+        [
+            Cell(run.name),
+            Cell(str(answers.get("task", found["file"]))),
+            cell(found["train_step"]),
+            *(cell(answers["accuracy"].get(name)) for name in ("mean", "low", "high")),
+            *(cell(answers.get(name)) for name in ("num_problems", "finished", "calibration_error")),
+        ]
+        for run in runs
+        for found in run.evaluations
+        if (answers := found.get("answers"))
+    ]
+    held_out = [
+        [
+            Cell(f"{run.name}, {name}"),
+            cell(found["train_step"]),
+            *(cell(row.get(k)) for k in ("nll", "content_nll", "tokens")),
+        ]
+        for run in runs
+        for found in run.evaluations
+        for name, row in (found.get("held_out") or {}).items()
+    ]
+    titles = [
+        Column("run, teacher", is_text=True),
+        *(Column(t) for t in ("train step", "NLL", "content NLL", "tokens")),
+    ]
+    tables = [Table("answers", columns, rows), Table("held-out likelihood, nats a token", titles, held_out)]
+    return [table for table in tables if table.rows]
+
+
+def _about(run: Run) -> str:
+    last = run.last
+    if not last:
+        return "no metrics yet"
+    skipped = sum(line["metrics"].get("optimizer/skipped") or 0 for line in run.lines)
+    words = f"{number(last['train_step'])} train steps, {number(last['tokens'])} tokens, {number(last['seconds'])} s"
+    return f"{words}; {number(skipped)} of them skipped" if skipped else words
+
+
+def _of_teachers(run: Run) -> list[Figure]:
+    known = set(run.metrics("teacher/"))
+    return [
+        _by_teacher(run, metric, f"{title}, teacher by teacher", axis, percent)
+        for metric, (title, axis, percent) in OF_TEACHERS.items()
+        if metric in known
+    ]
+
+
+def _gates(run: Run) -> list[Figure]:
+    together = {name.removeprefix("gate/"): run.series(name) for name in run.metrics("gate/")}
+    if not together:
+        return []
+    whole = figures.lines("gates-all", "Coverage of every gate.", together, "train step", "share open", percent=True)
+    return [
+        whole,
+        *(_by_teacher(run, name, f"coverage of {name}", "share open", True) for name in run.metrics("teacher/gate/")),
+    ]
+
+
+def _mixture(run: Run) -> list[Figure]:
+    shares = run.token_shares()
+    plots = [
+        figures.lines("mixture-shares", "Share of the tokens.", shares, "train step", "share of tokens", percent=True)
+    ]
+    routers = [_by_teacher(run, name, f"weights of {name}", "weight", True) for name in run.metrics("router/")]
+    return (plots if shares else []) + routers
+
+
+def _by_teacher(run: Run, metric: str, about: str, axis: str, percent: bool) -> Figure:
+    series = {name: run.series(metric, name) for name in run.teachers}
+    return figures.lines(
+        metric.replace("/", "-"), about, series, "train step", f"{about.split(',')[0]}, {axis}", percent=percent
+    )
+
+
+def _last(run: Run, metric: str, key: str | None = None) -> float:
+    value: Any = run.last.get("metrics", {}).get(metric)
+    value = value.get(key) if isinstance(value, Mapping) else value
+    return float("nan") if value is None else float(value)
