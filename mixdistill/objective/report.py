@@ -43,6 +43,8 @@ def complaints(tallies: Mapping[str, Tally]) -> list[str]:
                 f"the gates of term {name.removeprefix('fallback/')} closed everything: it learned from the fallback "
                 "teacher alone"
             )
+    if "teacher/nonfinite" in tallies and (lost := int(tallies["teacher/nonfinite"].sum.sum())):
+        found.append(f"the student's log-probability of {lost} tokens is not finite; no running estimate counts them")
     if tallies["no_data"].sum > 0:
         found.append("no data: every gate of every term is closed, so nothing was learned")
     return found

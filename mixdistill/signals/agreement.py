@@ -73,6 +73,12 @@ def step_rank_surprisal(
     return _rank_surprisal(label_rank, surprisal, valid, step_run, max_rank)
 
 
+def excess_loss(surprisal: Float[Array, "B T"], reference_logprob: Float[Array, "B T"]) -> Float[Array, "B T"]:
+    """How many nats the student is behind a reference at the token; 0 where it is ahead (arXiv:2305.10429).
+    `reference_logprob` is a sidecar field: one more forward, of the reference."""
+    return jnp.maximum(surprisal + reference_logprob, 0.0)
+
+
 SMALLEST_SURPRISAL = 1e-6  # nats a trace; below it the ratio is only noise of float32
 
 

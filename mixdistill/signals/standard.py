@@ -14,6 +14,7 @@ STANDARD = (
     agreement.trace_difficulty,
     agreement.trace_local_naturalness,
     agreement.trace_headless_logprob,
+    agreement.excess_loss,
     agreement.contradiction,
     confidence.token_confidence,
     confidence.step_mean_confidence,

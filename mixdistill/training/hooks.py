@@ -10,6 +10,8 @@ import contextlib
 import json
 import math
 import os
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from mixdistill.objective import Tally
+from mixdistill.objective import Tally, complaints
 from mixdistill.optimizers import Budget
 
 METRICS_FILE = "metrics.jsonl"
@@ -156,6 +158,19 @@ def plain_progress(budget: Budget, write: Callable[[str], Any] = print) -> Hook:
     return hook
 
 
+def say_once(write: Callable[[str], Any]) -> Hook:
+    """Says what a user has to hear of an objective (a broken gate, no data, a fallback), each thing the first time."""
+    said: set[str] = set()
+
+    def hook(event: Event) -> None:
+        for words in complaints(event.tallies) if event.kind == "log" else ():
+            if (what := re.sub(r"\d+", "", words)) not in said:
+                said.add(what)
+                write(f"train_step {event.train_step}: {words}")
+
+    return hook
+
+
 class Speed:
     """Tokens a second between log events; 0 until there are two of them."""
 
@@ -181,6 +196,7 @@ def default_hooks(
     yield tensorboard(workdir, teachers, resumed)
     if quiet:
         return
+    yield say_once(lambda line: print(line, file=sys.stderr, flush=True))
     if os.isatty(1):
         from mixdistill.training.screen import screen
 

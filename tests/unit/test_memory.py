@@ -9,7 +9,14 @@ from mixdistill.errors import UserError
 from mixdistill.losses import cross_entropy
 from mixdistill.memory import init_memory, running, update_memory
 from mixdistill.objective import Objective, Tally, Term
-from mixdistill.routers import acceptance, learning_progress
+from mixdistill.routers import (
+    acceptance,
+    doremi,
+    exponentiated_gradient,
+    learning_progress,
+    quality_learnability,
+    scheduled,
+)
 
 
 def tally(*means, weight=None):
@@ -86,7 +93,68 @@ def test_learning_progress_takes_a_late_teacher_in_where_it_starts():
     np.testing.assert_allclose(value["weights"], [0.5, 0.5], rtol=1e-6)
 
 
-@pytest.mark.parametrize("router", [acceptance(tally="t"), learning_progress(tally="t", start=1)])
+def test_doremi_raises_the_teacher_that_is_furthest_behind():
+    value = after(doremi(tally="t", rate=2.0, floor=0.1), tally(1.0, 0.5))
+    share = np.exp([0, -1.0]) / np.exp([0, -1.0]).sum()
+    np.testing.assert_allclose(value["weights"], 0.9 * share + 0.05, rtol=1e-6)
+    again = doremi(tally="t", rate=2.0, floor=0.0).update(value, {"t": tally(0.0, 9.0, weight=[1, 0])}, 1)
+    np.testing.assert_allclose(again["weights"], value["weights"], rtol=1e-6)  # a teacher without data is not behind
+    assert np.isfinite(after(doremi(tally="t"), tally(1e5, 0.0))["weights"]).all()
+
+
+def test_exponentiated_gradient_follows_the_fall_of_a_loss():
+    router = exponentiated_gradient(tally="t", rate=2.0, decay=0.0, floor=0.1)
+    value = after(router, tally(4.0, 2.0))
+    assert value["weights"].tolist() == [0.5, 0.5]
+    assert not value["ready"]
+    value = after(router, tally(4.0, 2.0), tally(3.0, 1.5), tally(9.0, 1.5, weight=[0, 1]))
+    share = np.exp([0, -1.0]) / np.exp([0, -1.0]).sum()  # fell by 1 and by 1/2, at rate 2
+    np.testing.assert_allclose(value["weights"], 0.9 * share + 0.05, rtol=1e-6)
+    assert bool(value["ready"])
+
+
+def test_exponentiated_gradient_takes_the_value_itself_as_a_reward():
+    value = after(
+        exponentiated_gradient(tally="t", reward="value", decay=0.0, floor=0.0), tally(0.5, 1.0), tally(0.5, 1.0)
+    )
+    np.testing.assert_allclose(value["weights"], np.exp([1, 2]) / np.exp([1, 2]).sum(), rtol=1e-6)
+    with pytest.raises(UserError, match="reward 'falls'; did you mean 'fall'"):
+        exponentiated_gradient(tally="t", reward="falls")  # type: ignore[arg-type]
+
+
+def test_quality_and_learnability_are_stretched_and_added():
+    router = quality_learnability(share=0.6, temperature=0.5, floor=0.1)
+    update = {"teacher/trace_correct": tally(0.5, 1.0, 0.75), "teacher/nll": tally(1.0, 3.0, 9.0, weight=[1, 1, 0])}
+    value = router.update(router.init(3), update, 0)
+    score = np.array([0.4, 0.6, 0.6 * 0.5 + 0.4 * 0.5]) / 0.5
+    np.testing.assert_allclose(value["weights"], 0.9 * np.exp(score) / np.exp(score).sum() + 0.1 / 3, rtol=1e-6)
+    assert bool(value["ready"])
+
+
+def test_scheduled_shares_follow_the_train_step_and_the_temperature():
+    router = scheduled(start=(1.0, 0.0), end=(1.0, 3.0), num_train_steps=10, begin=5)
+    assert router.init(2)["weights"].tolist() == [1, 0]
+    shares = [router.update({}, {}, step)["weights"].tolist() for step in (4, 9, 14, 99)]  # made for the next one
+    np.testing.assert_allclose(shares, [[1, 0], [0.625, 0.375], [0.25, 0.75], [0.25, 0.75]], rtol=1e-6)
+    even = scheduled(start=(4.0, 1.0, 0.0), end=(4.0, 1.0, 0.0), num_train_steps=1, temperature=2.0)
+    np.testing.assert_allclose(even.init(3)["weights"], [2 / 3, 1 / 3, 0], rtol=1e-6)
+    for wrong in ({"end": (1.0,)}, {"end": (0.0, 0.0)}, {"end": (1.0, -1.0)}, {"temperature": 0.0}):
+        with pytest.raises(UserError, match="scheduled shares"):
+            scheduled(**{"start": (1.0, 1.0), "end": (1.0, 1.0), "num_train_steps": 2} | wrong)
+    with pytest.raises(UserError, match="2 shares for 3 teachers"):
+        router.init(3)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        acceptance(tally="t"),
+        learning_progress(tally="t", start=1),
+        doremi(tally="t"),
+        exponentiated_gradient(tally="t"),
+        quality_learnability(quality="t", nll="t"),
+    ],
+)
 def test_weights_are_a_distribution_whatever_comes_and_jit_changes_nothing(router):
     random = np.random.default_rng(0)
     value = router.init(4)
@@ -96,8 +164,7 @@ def test_weights_are_a_distribution_whatever_comes_and_jit_changes_nothing(route
         value, jitted = router.update(value, {"t": given}, step), jax.jit(router.update)(value, {"t": given}, step)
         np.testing.assert_allclose(value["weights"].sum(), 1, rtol=1e-6)
         assert (np.asarray(value["weights"]) > 0).all()
-        for name in value:
-            np.testing.assert_allclose(value[name], jitted[name], rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), value, jitted)
         assert jax.tree.structure(value) == jax.tree.structure(router.init(4))
 
 

@@ -20,6 +20,7 @@ from mixdistill.objective import (
     sums_of_signals,
 )
 from mixdistill.signals.signal import use
+from mixdistill.training.hooks import Event, say_once
 
 # Row 0: teacher 0 (3 tokens, the first is prompt), then teacher 1 (2 tokens). Row 1: teacher 1 (2 tokens), padding.
 VALID = jnp.array([[False, True, True, True, True], [True, True, False, False, False]])
@@ -187,7 +188,10 @@ def test_negative_and_nan_gates_count_as_closed_and_are_reported():
 
 def test_a_loss_that_is_not_finite_where_it_is_kept_is_reported():
     _, tallies = count(made({"a": Term(cross_entropy)}), {**GIVEN, "label_logprob": (-NLL).at[0, 3].set(-jnp.inf)})
-    assert complaints(tallies) == ["loss a is not finite at tokens that its gates keep"]
+    assert complaints(tallies) == [
+        "loss a is not finite at tokens that its gates keep",
+        "the student's log-probability of 1 tokens is not finite; no running estimate counts them",
+    ]
 
 
 def test_gates_are_never_differentiated():
@@ -265,3 +269,13 @@ def test_a_missing_field_is_named():
             made({"a": Term(cross_entropy, gates=(worst_token,))}),
             {name: x for name, x in GIVEN.items() if name != "content"},
         )
+
+
+def test_the_loop_says_each_complaint_once():
+    said = []
+    hook = say_once(said.append)
+    _, tallies = count(made({"a": Term(cross_entropy, gates=(nothing,))}))
+    for train_step in (10, 20):
+        hook(Event("log", train_step, "imitate", None, 0, 0.0, jax.device_get(tallies)))
+    hook(Event("end", 20, "imitate", None, 0, 0.0))
+    assert said == ["train_step 10: no data: every gate of every term is closed, so nothing was learned"]
