@@ -1,6 +1,7 @@
 """`mixdistill explain RECIPE`: what a train step computes, drawn from the functions' parameter names."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ def explain(recipe: "Recipe") -> Iterator[str]:
         yield f"stage {stage.name}: {_budget(stage.budget)}"
         folders = ", ".join(source.folders)
         yield f"  data: {source.rows} rows x {source.length} = {places:,} tokens a train step, from {folders}"
+        yield f"  vocabulary pass here: {_backward(recipe, places)}"
         if stage.objective is None:
             yield "  objective: as in the stage before"
         else:
@@ -50,6 +52,28 @@ def _student(recipe: "Recipe") -> Iterator[str]:
     yield f"student: {total:,} parameters, vocabulary {student.vocab_size:,}"
     for name, part in params.items():
         yield f"  {name}: {sum(leaf.size for leaf in jax.tree.leaves(part)):,}"
+
+
+def _backward(recipe: "Recipe", places: int) -> str:
+    """How this machine would go back through the vocabulary, on each of the devices that the recipe asks for."""
+    import jax
+
+    from mixdistill.errors import UserError
+    from mixdistill.mesh import make_mesh
+    from mixdistill.signals.vocabulary_choice import choose_backward
+
+    try:
+        sizes = make_mesh(recipe.mesh).shape
+    except UserError:  # the recipe is for another machine: as if one device had it all
+        sizes = {}
+    parts = {
+        name: math.prod(sizes.get(axis, 1) for axis in recipe.rules.mesh_axes(name)) for name in ("batch", "vocab")
+    }
+    tokens = places // recipe.num_microbatches // parts["batch"]
+    columns = recipe.build_student().vocab_size // parts["vocab"]
+    platform = jax.default_backend()
+    backward, why = choose_backward(platform, tokens, columns)
+    return f"backward {backward!r} on {platform} for {tokens:,} tokens x {columns:,} columns a device; {why}"
 
 
 def _budget(budget) -> str:

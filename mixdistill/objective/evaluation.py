@@ -1,6 +1,7 @@
 """From an objective and a batch to sums, from sums to the loss, its gradient and the tallies."""
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,7 @@ def evaluate(
 
     The loss is `sum / weight`, in nats per token; to differentiate it take `sums_and_gradients`. If every gate is
     closed its weight is 0 and so is its sum. Tallies: "loss", "tokens" (valid, of all places), "kept" (of the valid),
+    "kept/busiest" (tokens of the device that keeps most, for which all wait, of the mean over devices),
     "loss/<term>", "gate/<term>/<gate>" (tokens open, of the valid), "invalid/<term>/<gate>" (NaN or negative gates,
     taken as closed), "fallback/<term>" (1 if its gates closed everything and it learned from the fallback teacher),
     "no_data" (1 if every gate is closed); and per teacher, `[K]`: "teacher/tokens", "teacher/nll",
@@ -68,8 +70,10 @@ def sums(
     vocabulary that the rules split over the mesh stays split. `options` go to the vocabulary pass (backward, tiles):
     they change speed, not results.
     """
-    made = _vocabulary(objective, student, params, batch, {**_split(mesh, rules), **(options or {})})
-    return sums_of_signals(objective, {**batch, **made}, train_step=train_step, memory=memory)
+    split = _split(mesh, rules)
+    made = _vocabulary(objective, student, params, batch, {**split, **(options or {})})
+    devices = math.prod(mesh.shape[axis] for axis in split["token_axes"]) if split else 1
+    return sums_of_signals(objective, {**batch, **made}, train_step=train_step, memory=memory, devices=devices)
 
 
 def sums_and_gradients(
@@ -116,9 +120,15 @@ def combine(objective: Objective, total: Sums) -> tuple[Tally, dict[str, Tally]]
 
 
 def sums_of_signals(
-    objective: Objective, given: Mapping[str, Array], *, train_step: Any, memory: Mapping[str, Any] | None = None
+    objective: Objective,
+    given: Mapping[str, Array],
+    *,
+    train_step: Any,
+    memory: Mapping[str, Any] | None = None,
+    devices: int = 1,
 ) -> Sums:
-    """`sums` from the given signals (batch fields and vocabulary signals) alone: no model needed."""
+    """`sums` from the given signals (batch fields and vocabulary signals) alone: no model needed. `devices` split the
+    rows."""
     context = {"train_step": train_step, "teachers": objective.teachers}
     given = {**given, **context, **(memory or {})}
     if missing := sorted((objective.graph.roots | ALWAYS_READ) - set(given)):
@@ -133,6 +143,8 @@ def sums_of_signals(
         weight.append(jnp.stack([a.weight for a in added]).max())  # equal, but under "valid" where none is used
         kept = functools.reduce(jnp.logical_or, [a.kept for a in added], kept)
     _count_standard(values, kept, count)
+    live = kept.reshape(devices, -1).sum(1, dtype=jnp.float32)
+    count.tallies["kept/busiest"] = Tally(live.max(), live.mean())
     for name in objective.watched:
         count.teachers(f"teacher/{name}", values[name], valid)
     return Sums(jnp.stack(loss), jnp.stack(weight), valid.sum(dtype=jnp.float32), count.tallies)
@@ -212,6 +224,9 @@ def _vocabulary(objective, student, params, batch, options: Mapping[str, Any]) -
         if "teacher_topk_ids" not in batch:
             raise UserError("the objective reads 'topk_logprob', and the batch has no 'teacher_topk_ids' to take it at")
         ids = jnp.concatenate([ids, batch["teacher_topk_ids"]], axis=-1)
+    if "mesh" in options:  # a width that the devices do not divide is whole on each of them
+        width = math.prod(options["mesh"].shape[axis] for axis in options["embed_axes"])
+        options = options if hidden.shape[-1] % width == 0 else {**options, "embed_axes": ()}
     stats = vocabulary_pass(
         hidden,
         unembed,
@@ -237,4 +252,10 @@ def _split(mesh, rules) -> dict[str, Any]:
         raise UserError(
             f"the rules split the vocabulary over {', '.join(vocabulary)}; it can be split over one mesh axis"
         )
-    return {"mesh": mesh, "token_axes": rules.mesh_axes("batch"), "vocab_axis": next(iter(vocabulary), None)}
+    tokens = rules.mesh_axes("batch")
+    return {
+        "mesh": mesh,
+        "token_axes": tokens,
+        "embed_axes": tuple(axis for axis in rules.mesh_axes("embed") if axis in tokens and mesh.shape[axis] > 1),
+        "vocab_axis": next(iter(vocabulary), None),
+    }

@@ -119,7 +119,7 @@ def vocabulary_pass(
         temperature=float(temperature),
         layout=layout,
         num_valid_vocab=num_valid_vocab,
-        tiles=tiles or choice.default_tiles(platform, num_tokens, num_columns),
+        tiles=tiles or choice.default_tiles(platform, num_tokens, num_columns, gathered=bool(embed_axes)),
         backward=backward or choice.choose_backward(platform, num_tokens, num_columns, implementation)[0],
         implementation=implementation,
         platform=platform,

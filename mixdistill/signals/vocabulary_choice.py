@@ -32,11 +32,17 @@ def choose_backward(
     return "tiles", f"{mib} are recomputed for tiles of live tokens"
 
 
-def default_tiles(platform: str, num_tokens: int, num_vocab: int) -> Tiles:
+def default_tiles(platform: str, num_tokens: int, num_vocab: int, *, gathered: bool = False) -> Tiles:
     """Tile sizes for so many tokens and columns on a device.
 
-    Backward token tiles are at most an eighth of the tokens, or what the gates save is rounded away.
+    Backward token tiles are at most an eighth of the tokens, or what the gates save is rounded away. An unembedding
+    whose width is split is `gathered` a vocabulary tile at a time, in the forward too.
     """
+    tiles = _default_tiles(platform, num_tokens, num_vocab)
+    return tiles._replace(forward_vocab=tiles.backward_vocab) if gathered else tiles
+
+
+def _default_tiles(platform: str, num_tokens: int, num_vocab: int) -> Tiles:
     eighth = max(-(-num_tokens // 8), 1)
     if platform == "cpu":
         return Tiles(256, None, min(256, max(eighth, 32)), 4096 if num_vocab < 2**16 else 8192)

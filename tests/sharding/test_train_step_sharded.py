@@ -111,6 +111,8 @@ def test_one_device_equals_eight_with_the_decoder():
 
 def assert_equal_runs(many, one):
     (state, tallies), (one_state, one_tallies) = many, one
+    assert tallies.pop("kept/busiest").mean() >= one_tallies["kept/busiest"].mean() == 1
+    one_tallies = {name: tally for name, tally in one_tallies.items() if name != "kept/busiest"}
     close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
     jax.tree.map(close, state.opt_state, one_state.opt_state)
     jax.tree.map(close, state.memory, one_state.memory)
