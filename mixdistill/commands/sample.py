@@ -1,4 +1,4 @@
-"""`mixdistill sample WORKDIR PROMPT...`: what a trained student answers. Without PROMPT they come from stdin."""
+"""`mixdistill sample WORKDIR --prompt TEXT`: what a trained student answers."""
 
 import argparse
 import sys
@@ -10,7 +10,9 @@ from mixdistill.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     trained.add_arguments(parser)
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="as in the traces (default: the lines of stdin)")
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="as in the traces; may be repeated (default: lines of stdin)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default)")
     parser.add_argument("--top-p", type=float, help="keep the most likely tokens up to this probability")
     parser.add_argument("--num", type=int, default=1, help="completions of each prompt (default: %(default)s)")
@@ -28,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--num {args.num} must be at least 1")
     policy = Policy(args.temperature, top_p=args.top_p)
     found = trained.open_student(args)
-    prompts = args.prompts or [line.rstrip("\n") for line in sys.stdin]
+    prompts = args.prompt or [line.rstrip("\n") for line in sys.stdin]
     encoded = [encode_prompt(found.tokenizer, prompt, found.template) for prompt in prompts for _ in range(args.num)]
     limits = {"max_new": args.max_new, "eos_id": found.tokenizer.eos_id}
     made = complete(found.student, found.params, encoded, **limits, policy=policy, seed=args.seed)
