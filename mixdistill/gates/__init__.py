@@ -32,6 +32,7 @@ from mixdistill.gates.no_contradiction import no_contradiction
 from mixdistill.gates.paced import paced
 from mixdistill.gates.rank_surprisal import rank_surprisal
 from mixdistill.gates.rho1 import rho1
+from mixdistill.gates.routed import distilled, reinforced
 from mixdistill.gates.seam import seam
 from mixdistill.gates.sequence_mean import sequence_mean
 from mixdistill.gates.soft_at_most import soft_at_most
@@ -50,6 +51,7 @@ __all__ = [
     "correct",
     "dft",
     "difficulty",
+    "distilled",
     "entropy_weight",
     "global_confidence",
     "has_teacher_topk",
@@ -63,6 +65,7 @@ __all__ = [
     "no_contradiction",
     "paced",
     "rank_surprisal",
+    "reinforced",
     "rho1",
     "seam",
     "sequence_mean",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mixdistill.diagnostics.form import count_markers
 from mixdistill.generation.rewards import after_thinking, soft_overlong, step_similarity, well_formed
 from mixdistill.generation.rollouts import Judge, Rollout
 from mixdistill.traces import grade
@@ -74,6 +75,14 @@ def similar_thought_step(rollouts: Sequence[Rollout]) -> list[float]:
     """SRL's reward for a student that thinks freely in tags and then writes the step: only the step is compared; -1
     where the form is broken. For `instances="thought steps"`."""
     return [step_similarity(after_thinking(rollout.text), _expert(rollout)) for rollout in rollouts]
+
+
+def markers(rollouts: Sequence[Rollout]) -> list[float]:
+    """Epistemic markers ("wait", "maybe" ...) a hundred words, as substrings (arXiv:2603.24472). To be reported, not
+    rewarded: when they fall under a teacher that is told the solution, generalisation goes with them."""
+    counts = [sum(count_markers(rollout.text).values()) for rollout in rollouts]
+    words = [len(rollout.text.split()) for rollout in rollouts]
+    return [100.0 * count / max(total, 1) for count, total in zip(counts, words, strict=True)]
 
 
 def _expert(rollout: Rollout) -> str:

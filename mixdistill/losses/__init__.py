@@ -7,7 +7,12 @@ from mixdistill.losses.cross_entropy import cross_entropy
 from mixdistill.losses.forward_kl import forward_kl
 from mixdistill.losses.jsd import jsd
 from mixdistill.losses.label_smoothing import label_smoothing
-from mixdistill.losses.policy_gradient import k3_kl, policy_gradient, reverse_kl_gradient
+from mixdistill.losses.policy_gradient import (
+    k3_kl,
+    policy_gradient,
+    reverse_kl_gradient,
+    truncated_policy_gradient,
+)
 from mixdistill.losses.reverse_kl import reverse_kl
 from mixdistill.losses.skew_kl import skew_kl
 from mixdistill.losses.step_contrast import step_contrast
@@ -26,5 +31,6 @@ __all__ = [
     "skew_kl",
     "step_contrast",
     "topk_reverse_kl",
+    "truncated_policy_gradient",
     "z_loss",
 ]

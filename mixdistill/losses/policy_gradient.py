@@ -2,14 +2,14 @@
 
 A completion is a trace by teacher "self" whose `teacher_logprob` is the log-probability under the policy that drew it,
 and `advantage` is a batch field, one value a completion, repeated over its tokens. The published variants differ in
-three choices, which are made apart from each other:
+choices that are made apart from each other; `mixdistill.generation.objectives` makes them:
 
-| variant | advantage (`group_advantages`) | loss | aggregation |
+| variant | advantage | loss | mean over |
 |---|---|---|---|
-| GRPO (arXiv:2402.03300) | population or sample std | clip 0.2 / 0.2 | `sequence_mean`, KL to a reference by `k3_kl` |
-| DAPO (arXiv:2503.14476) | the same, groups without spread left out | clip 0.2 / 0.28 | token mean |
-| Dr. GRPO (arXiv:2503.20783) | normalise="none" | clip 0.2 / 0.2 | sum / a constant length |
-| 80/20 (arXiv:2506.01939) | as DAPO | as DAPO, on the most uncertain fifth of the tokens | token mean |
+| GRPO (arXiv:2402.03300) | population or sample std | clip 0.2 / 0.2, KL to a reference by `k3_kl` | completions |
+| DAPO (arXiv:2503.14476) | the same, groups without spread left out | clip 0.2 / 0.28 | tokens |
+| Dr. GRPO (arXiv:2503.20783) | without std | clip 0.2 / 0.2 | places for tokens |
+| 80/20 (arXiv:2506.01939) | as DAPO | as DAPO, on the most uncertain fifth of the tokens | these tokens |
 """
 
 from typing import Literal
@@ -62,6 +62,43 @@ def policy_gradient(
     ratio = jnp.exp(label_logprob - teacher_logprob)
     clipped = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def clipped(
+    label_logprob: Float[Array, "B T"],
+    teacher_logprob: Float[Array, "B T"],
+    advantage: Float[Array, "B T"],
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Float[Array, "B T"]:
+    """1 where `policy_gradient` has no gradient because the ratio left its clip, else 0: to be watched."""
+    ratio = jnp.exp(label_logprob - teacher_logprob)
+    above, below = (advantage > 0) & (ratio > 1.0 + clip_high), (advantage < 0) & (ratio < 1.0 - clip_low)
+    return (above | below).astype(jnp.float32)
+
+
+def truncated(
+    label_logprob: Float[Array, "B T"], teacher_logprob: Float[Array, "B T"], *, limit: float = 2.0
+) -> Float[Array, "B T"]:
+    """1 where `truncated_policy_gradient` cuts the importance weight, else 0: to be watched."""
+    return (jnp.exp(label_logprob - teacher_logprob) > limit).astype(jnp.float32)
+
+
+def truncated_policy_gradient(
+    label_logprob: Float[Array, "B T"],
+    teacher_logprob: Float[Array, "B T"],
+    advantage: Float[Array, "B T"],
+    *,
+    limit: float = 2.0,
+) -> Float[Array, "B T"]:
+    """-min(r, limit) A log p(token), the factor held fixed; r = p(token) / p(token when it was drawn).
+
+    For completions that older weights drew, or a server: an importance weight cut at `limit` (V-trace's, arXiv:
+    1802.01561; per token as CISPO, arXiv:2506.13585). Unlike the clip it never silences a token.
+    """
+    weight = jnp.minimum(jnp.exp(label_logprob - teacher_logprob), limit)
+    return -jax.lax.stop_gradient(weight) * advantage * label_logprob
 
 
 def k3_kl(label_logprob: Float[Array, "B T"], reference_logprob: Float[Array, "B T"]) -> Float[Array, "B T"]:

@@ -7,6 +7,7 @@ identically (from a server, as far as the server does the same twice).
 
 import base64
 import collections
+import functools
 import io
 import time
 from collections.abc import Mapping
@@ -86,41 +87,43 @@ class RolloutPipeline:
         """Nothing runs beside the loop."""
 
     def _draw(self, params: Params, train_step: int) -> Sums:
-        """A new batch to hold, from as many rounds of prompts as it takes to find groups whose rewards differ."""
+        """A new batch to hold, from as many rounds of prompts as it takes to find groups whose rewards differ. Where it
+        fails, everything is as it was."""
         jax.block_until_ready(params)  # so that the time of updates and of rollouts can be told apart
-        began, source, own, rounds = time.perf_counter(), self.source, self._drawing.own(self._state["batch"]), []
+        began, source, state = time.perf_counter(), self.source, dict(self._state)
+        own, rounds = self._drawing.own(state["batch"]), []
         while not rounds or (own and len(rounds) < source.max_rounds and self._useful(rounds).sum() < source.prompts):
-            rounds.append(self._round(params, len(rounds), train_step))
+            rounds.append(self._round(params, state, len(rounds), train_step))
         useful = self._useful(rounds) if own else np.ones(source.prompts, bool)
         groups = choose_groups(useful, source.prompts)
         drawn = joined(rounds).take((groups[:, None] * source.samples + np.arange(source.samples)).reshape(-1))
-        self._hold(self._drawing.with_opinions(drawn, params), useful[groups])
+        self._held = self._batch_of(self._drawing.with_opinions(drawn, params), useful[groups])
         found = self._measure(rounds, own, time.perf_counter() - began)
         if self._since is not None:
             found["update/tokens_per_second"] = (float(self._learned), began - self._since)
         drawn_at = drawn.drawn_at.tolist() if own else []
-        self._state |= {"batch": self._state["batch"] + 1, "used": 0, "drawn_at": drawn_at}
+        self._state = {**state, "batch": state["batch"] + 1, "used": 0, "drawn_at": drawn_at}
         self._learned, self._since = 0, time.perf_counter()
         return found
 
-    def _round(self, params: Params, number: int, train_step: int) -> Drawn:
-        asks = [self._next_ask() for _ in range(self.source.prompts)]
-        drawn, versions = self._drawing.round(params, asks, (self._state["batch"], number), train_step)
-        self._state["versions"] = dict(collections.Counter(self._state["versions"]) + versions)
+    def _round(self, params: Params, state: dict[str, Any], number: int, train_step: int) -> Drawn:
+        asks = [self._ask(state["cursor"] + i) for i in range(self.source.prompts)]
+        drawn, versions = self._drawing.round(params, asks, (state["batch"], number), train_step)
+        state["cursor"] += len(asks)
+        state["versions"] = dict(collections.Counter(state["versions"]) + versions)
         return drawn
 
-    def _next_ask(self) -> Ask:
-        epoch, index = divmod(self._state["cursor"], len(self._asks))
-        self._state["cursor"] += 1
-        order = np.random.default_rng((self.source.seed, epoch)).permutation(len(self._asks))
-        return self._asks[int(order[index])]
+    def _ask(self, number: int) -> Ask:
+        """The asks in a new order every time round."""
+        epoch, index = divmod(number, len(self._asks))
+        return self._asks[int(order(self.source.seed, epoch, len(self._asks))[index])]
 
     def _useful(self, rounds: list[Drawn]) -> np.ndarray:
         """bool [groups of all rounds]: rewards that differ."""
         total = np.concatenate([one.rewards.total for one in rounds]).reshape(-1, self.source.samples)
         return spread(total) > self.source.min_spread
 
-    def _hold(self, drawn: Drawn, useful: np.ndarray) -> None:
+    def _batch_of(self, drawn: Drawn, useful: np.ndarray) -> Batch:
         source = self.source
         total = drawn.rewards.total.reshape(-1, source.samples)
         if source.max_rounds > 1:  # a group that was sought to be replaced is left out where none could be found
@@ -130,7 +133,7 @@ class RolloutPipeline:
         if source.per == "max_new":
             advantage = advantage * share_of_places(drawn, source.max_new)
         top_k = source.teaching.top_k if source.teaching else 0
-        self._held = to_batch(drawn, advantage, self._content, source.length, top_k)
+        return to_batch(drawn, advantage, self._content, source.length, top_k)
 
     def _measure(self, rounds: list[Drawn], own: bool, seconds: float) -> Sums:
         drawn = joined(rounds)
@@ -144,6 +147,12 @@ class RolloutPipeline:
             "rollout/tokens_per_second": (tokens, seconds),
         }
         return {"rollout/own": (float(own), 1.0), **(of_drawn if own else {})}
+
+
+@functools.lru_cache(4)
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """In what order so many asks are asked."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def share_of_places(drawn: Drawn, max_new: int) -> float:
