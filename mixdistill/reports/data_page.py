@@ -24,7 +24,9 @@ def data_sections(shards: Shards) -> list[Section]:
     about = "Continuation conflict of every two teachers, in bits."
     heat = figures.heat_map("conflict-map", about, shards.teachers, matrix.score, "bits", low=0, high=top)
     curves = length_against_difficulty(shards)
-    plot = figures.lines("length", "Mean length over difficulty.", curves, "share of teachers that fail", "tokens")
+    plot = figures.lines(
+        "length", "Mean length over difficulty.", curves, "share of teachers that fail", "tokens", share_x=True
+    )
     return [
         Section("conflict", "conflict between teachers", figures=[heat] if len(shards.teachers) > 1 else []),
         Section("lengths", "length against difficulty", figures=[plot] if curves else []),
@@ -44,7 +46,9 @@ def student_sections(shards: Shards, fields: Fields) -> list[Section]:
     sure = figures.calibration("calibration-curve", about, bins, "student")
     curves = step_confidence(shards, fields)
     words = "Mean confidence (DeepConf's C) of the reasoning steps from first to last, teacher by teacher."
-    steps = figures.lines("step-confidence", words, curves, "place of the step in its trace", "confidence, nats")
+    steps = figures.lines(
+        "step-confidence", words, curves, "place of the step in its trace", "confidence, nats", share_x=True
+    )
     return [
         Section("calibration", "calibration", about, figures=[sure]),
         Section("confidence", "confidence of reasoning steps", words, figures=[steps]),

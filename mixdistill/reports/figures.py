@@ -16,18 +16,27 @@ MAX_POINTS = 500  # of one line; more are thinned out evenly: no screen shows th
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name -> x, y
 
 
-def lines(id: str, about: str, series: Series, x: str, y: str, *, log_y: bool = False, percent: bool = False) -> Figure:
-    """A line for each series."""
+def lines(
+    id: str,
+    about: str,
+    series: Series,
+    x: str,
+    y: str,
+    *,
+    percent: bool = False,
+    whole: bool = False,
+    share_x: bool = False,
+) -> Figure:
+    """A line for each series. `percent`: y is a share; `whole`: all of its range is shown; `share_x`: x is a share."""
     data = [
         {"type": "scatter", "mode": "lines", "name": label(name), "line": style(n), **_points(*points)}
         for n, (name, points) in enumerate(series.items())
     ]
-    vertical = {
-        "title": {"text": y},
-        **({"type": "log"} if log_y else {}),
-        **({"tickformat": ".0%"} if percent else {}),
-    }
-    return Figure(id, about, data, {**_margins(), "xaxis": {"title": {"text": x}}, "yaxis": vertical})
+    vertical: dict[str, Any] = {"title": {"text": y}}
+    vertical |= {"tickformat": ".0%", "rangemode": "tozero"} if percent else {}
+    vertical |= {"range": [0, 1.02]} if whole else {}
+    across = {"title": {"text": x}, **({"range": [-0.02, 1.02]} if share_x else {})}
+    return Figure(id, about, data, {**_margins(), "xaxis": across, "yaxis": vertical})
 
 
 def heat_map(
@@ -112,7 +121,7 @@ def calibration(id: str, about: str, bins: Sequence[tuple[float, float, int]], n
             "line": style(0),
         },
     ]
-    share = {"range": [0, 1], "tickformat": ".0%"}
+    share = {"range": [-0.01, 1.02], "tickformat": ".0%"}
     x, y = ({"title": {"text": t}, **share} for t in ("probability of the first choice", "share that is right"))
     return Figure(id, about, data, {**_margins(), "xaxis": x, "yaxis": y})
 
@@ -164,4 +173,4 @@ def _gap(value: Any) -> float | None:
 
 
 def _margins() -> dict[str, Any]:
-    return {"margin": {"l": 60, "r": 20, "t": 20, "b": 50}, "hovermode": "closest"}
+    return {"margin": {"l": 60, "r": 20, "t": 20, "b": 64}, "hovermode": "closest"}

@@ -126,7 +126,7 @@ def _about(run: Run) -> str:
 def _of_teachers(run: Run) -> list[Figure]:
     known = set(run.metrics("teacher/"))
     return [
-        _by_teacher(run, metric, f"{title}, teacher by teacher", axis, percent)
+        _by_teacher(run, metric, f"{title}, teacher by teacher", axis, whole=percent)
         for metric, (title, axis, percent) in OF_TEACHERS.items()
         if metric in known
     ]
@@ -136,10 +136,15 @@ def _gates(run: Run) -> list[Figure]:
     together = {name.removeprefix("gate/"): run.series(name) for name in run.metrics("gate/")}
     if not together:
         return []
-    whole = figures.lines("gates-all", "Coverage of every gate.", together, "train step", "share open", percent=True)
+    whole = figures.lines(
+        "gates-all", "Coverage of every gate.", together, "train step", "share open", percent=True, whole=True
+    )
     return [
         whole,
-        *(_by_teacher(run, name, f"coverage of {name}", "share open", True) for name in run.metrics("teacher/gate/")),
+        *(
+            _by_teacher(run, name, f"coverage of {name}", "share open", whole=True)
+            for name in run.metrics("teacher/gate/")
+        ),
     ]
 
 
@@ -148,15 +153,14 @@ def _mixture(run: Run) -> list[Figure]:
     plots = [
         figures.lines("mixture-shares", "Share of the tokens.", shares, "train step", "share of tokens", percent=True)
     ]
-    routers = [_by_teacher(run, name, f"weights of {name}", "weight", True) for name in run.metrics("router/")]
+    routers = [_by_teacher(run, name, f"weights of {name}", "weight") for name in run.metrics("router/")]
     return (plots if shares else []) + routers
 
 
-def _by_teacher(run: Run, metric: str, about: str, axis: str, percent: bool) -> Figure:
+def _by_teacher(run: Run, metric: str, about: str, axis: str, *, whole: bool = False) -> Figure:
     series = {name: run.series(metric, name) for name in run.teachers}
-    return figures.lines(
-        metric.replace("/", "-"), about, series, "train step", f"{about.split(',')[0]}, {axis}", percent=percent
-    )
+    y = f"{about.split(',')[0]}, {axis}"
+    return figures.lines(metric.replace("/", "-"), about, series, "train step", y, percent=whole, whole=whole)
 
 
 def _last(run: Run, metric: str, key: str | None = None) -> float:
