@@ -123,6 +123,16 @@ def _plain(value: np.ndarray, teachers: tuple[str, ...]) -> Any:
     return float(value) if math.isfinite(value) else None
 
 
+def scalars(event: Event, teachers: tuple[str, ...]) -> dict[str, float]:
+    """The means of a log event, each a number: a vector becomes one a teacher. What is not finite is left out."""
+    named = (
+        (f"{name}/{key}" if key else name, number)
+        for name, value in _line(event, teachers)["metrics"].items()
+        for key, number in (value.items() if isinstance(value, dict) else [("", value)])
+    )
+    return {name: number for name, number in named if isinstance(number, float)}
+
+
 def tensorboard(workdir: Path, teachers: tuple[str, ...], resumed: int) -> Hook:
     """Writes the same means as TensorBoard scalars; a vector becomes one scalar a teacher."""
     from tensorboardX import SummaryWriter
@@ -131,10 +141,8 @@ def tensorboard(workdir: Path, teachers: tuple[str, ...], resumed: int) -> Hook:
 
     def hook(event: Event) -> None:
         if event.kind == "log":
-            for name, value in _line(event, teachers)["metrics"].items():
-                for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-                    if isinstance(number, float):
-                        writer.add_scalar(f"{name}/{key}" if key else name, number, event.train_step)
+            for name, number in scalars(event, teachers).items():
+                writer.add_scalar(name, number, event.train_step)
         elif event.kind in ("end", "failed"):
             writer.close()
 

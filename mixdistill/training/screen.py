@@ -57,6 +57,7 @@ def teacher_table(event: Event, teachers: tuple[str, ...]) -> Table:
     if "teacher/tokens" in event.tallies:
         tokens = event.tallies["teacher/tokens"].sum
         columns.insert(0, ("share", tokens / max(tokens.sum(), 1), "{:.0%}"))
+    columns += [("weight", numbers[name], "{:.0%}") for name in numbers if name.startswith("router/")]
     for title, *_ in columns:
         table.add_column(title, justify="right")
     for index, teacher in enumerate(teachers):
