@@ -25,7 +25,7 @@ from mixdistill.traces.tokenizer import Tokenizer
 from mixdistill.training.checkpoint import Identity
 from mixdistill.training.held_out import Exam
 from mixdistill.training.position import Position
-from mixdistill.training.rollout_pipeline import RolloutPipeline
+from mixdistill.training.rollout_pipeline import RolloutPipeline, check_rollouts
 from mixdistill.training.state import TrainState, abstract_state, init_state, initial_memory
 from mixdistill.training.steer import READ_AHEAD
 from mixdistill.training.step import TrainStep, compile_train_step, make_train_step
@@ -125,8 +125,10 @@ def build(recipe: Recipe, devices: Sequence[jax.Device] | None = None, command: 
     optimizer = make_optimizer(recipe.optimizer, student.axes, recipe.budget)
     job = Job(recipe, mesh, student, optimizer, tuple(objectives), corpora, identity)
     job.abstract_state()
-    for index in range(len(recipe.stages)):
+    for index, (stage, corpus) in enumerate(zip(recipe.stages, corpora, strict=True)):
         job.exam(index)
+        if isinstance(stage.source, Rollouts):
+            check_rollouts(stage.source, corpus)
     return job
 
 

@@ -23,7 +23,7 @@ from mixdistill.students.student import Params, Student, batch_of, logits
 from mixdistill.traces.encode import encode_prompt
 from mixdistill.training.asks import read_trace
 from mixdistill.training.processes import on_host
-from mixdistill.training.workdir import open_trained
+from mixdistill.training.workdir import check_run, open_trained
 
 WIDTH = 32  # sequences are padded to a multiple of this, so that few shapes are compiled
 
@@ -41,9 +41,7 @@ class References:
     """One for each prompt's teacher: never a blend. They lie on the mesh as the student does."""
 
     def __init__(self, teaching: Teaching, corpus: Corpus, student: Student, mesh: Mesh, rules: Rules):
-        for name in teaching.references:
-            if name != ANY and name not in corpus.teachers:
-                raise UserError(f"a reference for teacher {name!r}; known: {', '.join((*corpus.teachers, ANY))}")
+        check_references(teaching, corpus)
         if teaching.top_k > student.vocab_size:
             raise UserError(f"teaching top_k is {teaching.top_k}; the vocabulary has {student.vocab_size} tokens")
         self.corpus, self._mesh, self._rules = corpus, mesh, rules
@@ -66,12 +64,9 @@ class References:
         return [found[row] for row in range(len(names))]
 
     def name_of(self, trace_id: int) -> str:
-        """Which reference answers for this trace's teacher. Raises `UserError` where there is none."""
+        """Which reference answers for this trace's teacher."""
         teacher = self.corpus.teachers[self.corpus.teacher[trace_id]]
-        name = teacher if teacher in self.known else ANY
-        if name not in self.known:
-            raise UserError(f"no reference answers for teacher {teacher!r}; give one for it, or one named {ANY!r}")
-        return name
+        return teacher if teacher in self.known else ANY
 
     def prompt(self, known: Known, trace_id: int, prompt: Sequence[int]) -> list[int]:
         """What the reference is given in place of the student's prompt: other words for the problem, the same steps."""
@@ -95,6 +90,19 @@ class References:
         """Rows to add: up to a power of two, and a multiple of the devices that share them."""
         parts = math.prod(self._mesh.shape[axis] for axis in self._rules.mesh_axes("batch"))
         return -(-(1 << (rows - 1).bit_length()) // parts) * parts - rows
+
+
+def check_references(teaching: Teaching, corpus: Corpus) -> None:
+    """Raises `UserError` for a teacher without a reference, a reference without a teacher, and a folder without a
+    run: all that can be told without loading weights."""
+    for name, setting in teaching.references.items():
+        if name != ANY and name not in corpus.teachers:
+            raise UserError(f"a reference for teacher {name!r}; known: {', '.join((*corpus.teachers, ANY))}")
+        if setting.workdir is not None:
+            check_run(Path(setting.workdir))
+    for teacher, pool in zip(corpus.teachers, corpus.pools, strict=True):
+        if len(pool) and not {teacher, ANY} & set(teaching.references):
+            raise UserError(f"no reference answers for teacher {teacher!r}; give one for it, or one named {ANY!r}")
 
 
 def _open(setting: Reference, corpus: Corpus, student: Student, mesh: Mesh, rules: Rules, top_k: int) -> Known:

@@ -29,6 +29,7 @@ from mixdistill.students.student import Params, Student
 from mixdistill.traces.tokenizer import content_ids
 from mixdistill.training.asks import Ask, find_asks
 from mixdistill.training.drawing import Drawing
+from mixdistill.training.references import check_references
 
 
 class RolloutPipeline:
@@ -147,6 +148,14 @@ class RolloutPipeline:
             "rollout/tokens_per_second": (tokens, seconds),
         }
         return {"rollout/own": (float(own), 1.0), **(of_drawn if own else {})}
+
+
+def check_rollouts(source: Rollouts, corpus: Corpus) -> None:
+    """Raises `UserError` for what would go wrong when the stage begins: no prompt that fits, references that are not
+    there."""
+    find_asks(source, corpus)
+    if source.teaching:
+        check_references(source.teaching, corpus)
 
 
 @functools.lru_cache(4)

@@ -67,8 +67,7 @@ def open_trained(workdir: Path, *, train_step: int | None = None, recipe: Recipe
     A decoder is built from the recipe's text, which is data. Any other student is code: give the `recipe` that was
     trained. Raises `UserError` if there is no run, no such checkpoint, or if `recipe` is not that of the run.
     """
-    if not (workdir / RECIPE).is_file():
-        raise UserError(f"no run at {workdir}: it holds no {RECIPE}; give the --workdir of `mixdistill train`")
+    check_run(workdir)
     with Checkpoints(workdir, keep=None) as checkpoints:
         train_step = _existing(workdir, checkpoints.all(), train_step)
         identity, position = checkpoints.read_identity(train_step)
@@ -77,6 +76,12 @@ def open_trained(workdir: Path, *, train_step: int | None = None, recipe: Recipe
     folder = workdir / TOKENIZER
     template = ChatTemplate(**json.loads((folder / PROMPT).read_text(encoding="utf-8")))
     return Trained(student, params, train_step, position["tokens"], identity, Tokenizer.load(folder), template)
+
+
+def check_run(workdir: Path) -> None:
+    """Raises `UserError` if no run has been in this folder."""
+    if not (workdir / RECIPE).is_file():
+        raise UserError(f"no run at {workdir}: it holds no {RECIPE}; give the --workdir of `mixdistill train`")
 
 
 def _existing(workdir: Path, saved: list[int], wanted: int | None) -> int:
