@@ -5,9 +5,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixdistill.commands import sources
+
+if TYPE_CHECKING:
+    from mixdistill.traces.shards import Shards
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +30,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepares and prints the table of teachers; 0."""
+    # A scheduler's SIGTERM removes the unfinished folder too: as an exception it passes every `finally`.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        shards = _prepare(args)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _print_table(shards.manifest, args.out)
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> "Shards":
     from mixdistill.traces.prepare import Settings, prepare
     from mixdistill.traces.templates import load_template
     from mixdistill.traces.tokenizer import Tokenizer
 
-    # A scheduler's SIGTERM removes the unfinished folder too: as an exception it passes every `finally`.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tokenizer = Tokenizer.load(args.tokenizer, eos=args.eos) if args.tokenizer else None
     settings = Settings(load_template(args.template, tokenizer), args.segment, not args.no_grade, args.max_tokens)
     if tokenizer is None:
@@ -41,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     with sources.progress() as show:
-        shards = prepare(
+        return prepare(
             args.sources,
             args.out,
             tokenizer=tokenizer,
@@ -52,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
             overwrite=args.overwrite,
             progress=show,
         )
-    _print_table(shards.manifest, args.out)
-    return 0
 
 
 def _print_table(manifest: dict[str, Any], out: Path) -> None:
