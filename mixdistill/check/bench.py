@@ -16,6 +16,7 @@ from mixdistill.check.traces import (
     make_params,
     make_traces,
     pull_back,
+    quick_jit,
     signals,
 )
 from mixdistill.memory import init_memory, update_memory
@@ -57,9 +58,7 @@ class Bench:
         self.memory = init_memory(self.objective)
         self.tallies = combine(self.objective, self.sums({**self.batch, **signals(self.params, self.batch)}))[1]
         self.memory = update_memory(self.objective, self.memory, self.tallies, TRAIN_STEP)
-        # It runs a hundred times on a thousand tokens: compiling is what costs.
-        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        self.compiled = jax.jit(self.plain, compiler_options=quick)
+        self.compiled = quick_jit(self.plain)
         self.base = self.measure(self.batch)
 
     def functions(self) -> list[Bound]:

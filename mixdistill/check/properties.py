@@ -11,7 +11,7 @@ import numpy as np
 from mixdistill.check import cost
 from mixdistill.check.bench import Bench, Measured
 from mixdistill.check.counterexample import GAPS, JOINED, MASKS, ORDERS, PLACES, say, search
-from mixdistill.check.traces import NUM_TRACES, alone, arrange, joined, signals, student
+from mixdistill.check.traces import NUM_TRACES, alone, arrange, joined, make_signals, signals, student
 from mixdistill.mesh import FSDP, make_mesh, sharding
 from mixdistill.objective import sums_and_gradients
 
@@ -171,7 +171,7 @@ def float32_for_bfloat16(bench: Bench) -> None:
     def results(params, batch):
         context = {"train_step": jnp.int32(0), "memory": bench.memory}
         sums = sums_and_gradients(bench.objective, student(), params, batch, **context)
-        made = {**batch, **signals(params, batch), **context["memory"], "train_step": 0}
+        made = {**batch, **make_signals(params, batch), **context["memory"], "train_step": 0}
         values = bench.objective.graph.compute({**made, "teachers": bench.objective.teachers})
         own = {
             fn.name: fn(values)

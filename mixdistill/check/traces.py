@@ -1,7 +1,7 @@
 """The battery's material: a student that is one table, eight random traces, batches that hold them anywhere."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,8 +51,20 @@ def student() -> Any:
     )
 
 
-@functools.partial(jax.jit, static_argnames="dense")
-def signals(params: Mapping[str, jax.Array], batch: Mapping[str, Any], dense: bool = False) -> dict[str, jax.Array]:
+def quick_jit(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` for programs that run a hundred times on a thousand tokens: compiling them is what costs."""
+
+    @functools.cache  # at the first call: asking for the backend starts it
+    def compiled():
+        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        return jax.jit(fn, compiler_options=quick, **options)
+
+    return functools.wraps(fn)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+
+def make_signals(
+    params: Mapping[str, jax.Array], batch: Mapping[str, Any], dense: bool = False
+) -> dict[str, jax.Array]:
     """All that the student says about a batch, from the tiled pass or from the obvious dense reference."""
     h, w = hidden(params, batch), params["unembed"]
     ids = jnp.concatenate([batch["target"][..., None], batch["teacher_topk_ids"]], axis=-1)
@@ -61,15 +73,22 @@ def signals(params: Mapping[str, jax.Array], batch: Mapping[str, Any], dense: bo
     return {name: make(stats) for name, make in NAMES.items()} | {"mean_logit": mean_logit(h, w)}
 
 
-@functools.partial(jax.jit, static_argnames="dense")
-def pull_back(params: Any, batch: Mapping[str, Any], cotangents: Mapping[str, jax.Array], dense: bool = False) -> Any:
+signals = quick_jit(make_signals, static_argnames="dense")
+
+
+def pull_signals_back(
+    params: Any, batch: Mapping[str, Any], cotangents: Mapping[str, jax.Array], dense: bool = False
+) -> Any:
     """Gradient of `params`, from those of the floating signals."""
 
     def differentiable(params):
-        made = signals(params, batch, dense)
+        made = make_signals(params, batch, dense)
         return {name: made[name] for name in cotangents}
 
     return jax.vjp(differentiable, params)[1](cotangents)[0]
+
+
+pull_back = quick_jit(pull_signals_back, static_argnames="dense")
 
 
 def make_traces(fields: Sequence[str], params: Mapping[str, jax.Array], seed: int = 0) -> list[Arrays]:

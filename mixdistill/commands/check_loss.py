@@ -49,10 +49,10 @@ def _on_eight_devices() -> None:
 def _check(args: argparse.Namespace) -> "list[Finding]":
     from mixdistill.check import check_gate, check_loss, check_objective
     from mixdistill.objective import Objective, Term
-    from mixdistill.recipe.load import find_function
+    from mixdistill.recipe.load import find
     from mixdistill.signals.signal import Bound, use
 
-    found: Any = find_function(args.function, "loss")
+    found: Any = find(args.function, "loss")
     if not isinstance(found, Bound) and not inspect.signature(found).parameters:
         found = found()
     if isinstance(found, Term):

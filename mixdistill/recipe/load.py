@@ -25,6 +25,15 @@ def load(name: str) -> Recipe:
 
 
 def find_function(name: str, kind: str) -> Callable[[], Any]:
+    """The function that `name` names, which takes no arguments. Raises `UserError` as `load`."""
+    function = find(name, kind)
+    needs = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    if needs:
+        raise UserError(f"{name} needs {', '.join(needs)}; name a {kind} function that can be called without arguments")
+    return function
+
+
+def find(name: str, kind: str) -> Callable[..., Any]:
     """The function that `name` names; `kind` says in errors what it is for. Raises `UserError` as `load`."""
     where, _, function_name = name.rpartition(":")
     if not where:
@@ -34,9 +43,6 @@ def find_function(name: str, kind: str) -> Callable[[], Any]:
     if not callable(function):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         raise unknown(f"{kind} function in {where}", function_name, own)
-    needs = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    if needs:
-        raise UserError(f"{name} needs {', '.join(needs)}; name a {kind} function that can be called without arguments")
     return function
 
 
@@ -46,6 +52,8 @@ def _from_file(path: Path, kind: str) -> ModuleType:
     already = sys.modules.get(path.stem)
     if already is not None and getattr(already, "__file__", None) != str(path.resolve()):
         raise UserError(f"{kind} file {path} has the name of a module that is in use, {path.stem!r}; rename the file")
+    if str(path.resolve().parent) not in sys.path:  # as for a script: what lies beside it can be imported
+        sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None
     assert spec.loader is not None

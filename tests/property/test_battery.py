@@ -6,13 +6,14 @@ A new loss or gate is tried without being told, unless it has a knob without a d
 
 import inspect
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixdistill import check, gates, losses
+from mixdistill import check, gates, losses, routers
 from mixdistill.check.traces import TEACHERS, VOCABULARY, alone, arrange, hidden, make_params, make_traces
 from mixdistill.data.fields import FIELDS, TOP_K_FIELDS
 from mixdistill.losses import cross_entropy
@@ -115,6 +116,12 @@ def test_the_cases_are_all_there_is():
         functions = {name for name, value in vars(room).items() if inspect.isfunction(value)}
         assert functions == set(room.__all__)
         assert sorted(name for r, names in CASES if r is room for name in names) == sorted(functions)
+
+
+def test_the_table_of_methods_has_every_one():
+    table = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text()
+    missing = [name for room in (losses, gates, routers) for name in room.__all__ if f"`{name}`" not in table]
+    assert not missing
 
 
 def test_one_loss_that_fails_among_others_is_found():
