@@ -9,6 +9,7 @@ import hmac
 import ipaddress
 import json
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixdistill.errors import UserError
@@ -54,8 +55,8 @@ def check_exposure(host: str, token: str | None) -> None:
         raise UserError(f"serving on {host} needs a token: set the environment variable that --token-variable names")
 
 
-def make_app(served: Served, *, token: str | None = None) -> "Starlette":
-    """The ASGI application."""
+def make_app(current: Callable[[], Served], *, token: str | None = None) -> "Starlette":
+    """The ASGI application. Every request is answered by what `current` gives when its turn comes."""
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import JSONResponse
@@ -64,9 +65,10 @@ def make_app(served: Served, *, token: str | None = None) -> "Starlette":
     lock = threading.Lock()  # the device does one thing at a time
 
     def answer(body: bytes) -> dict[str, Any]:
-        prompts, samples, settings, wanted = read_request(served, body)
-        repeated = [prompt for prompt in prompts for _ in range(samples)]
         with lock:
+            served = current()
+            prompts, samples, settings, wanted = read_request(served, body)
+            repeated = [prompt for prompt in prompts for _ in range(samples)]
             found = complete(served.student, served.params, repeated, eos_id=served.tokenizer.eos_id, **settings)
         choices = [_choice(served.tokenizer, index, one, wanted) for index, one in enumerate(found)]
         return {
@@ -103,7 +105,7 @@ def make_app(served: Served, *, token: str | None = None) -> "Starlette":
     async def models(request: Request) -> JSONResponse:
         if not allowed(request):
             return error(401, "this server needs its bearer token")
-        return JSONResponse({"object": "list", "data": [{"id": served.name, "object": "model"}]})
+        return JSONResponse({"object": "list", "data": [{"id": current().name, "object": "model"}]})
 
     return Starlette(routes=[Route("/v1/completions", completions, methods=["POST"]), Route("/v1/models", models)])
 

@@ -55,7 +55,7 @@ def listening(app):
 
 @pytest.fixture(scope="module")
 def url(served):
-    with listening(make_app(served)) as address:
+    with listening(make_app(lambda: served)) as address:
         yield address
 
 
@@ -130,7 +130,7 @@ def test_off_loopback_a_token_is_needed(served):
         with pytest.raises(UserError, match="token"):
             check_exposure(host, None)
         check_exposure(host, "secret")
-    with listening(make_app(served, token="secret")) as address:
+    with listening(make_app(lambda: served, token="secret")) as address:
         assert ask(address, {"prompt": [1]})[0] == 401
         assert ask(address, {"prompt": [1]}, Authorization="Bearer wrong")[0] == 401
         assert ask(address, {"prompt": [1], "max_tokens": 1}, Authorization="Bearer secret")[0] == 200
