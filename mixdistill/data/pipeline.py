@@ -6,7 +6,8 @@ of them without a word between them, and a run goes on with another number of pr
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -17,7 +18,7 @@ from mixdistill.data.fields import Batch
 from mixdistill.data.mixture import Mixture, check_weights
 from mixdistill.data.packing import Place
 from mixdistill.data.planner import Planner, State
-from mixdistill.data.rows import read_row
+from mixdistill.data.rows import read_rows
 from mixdistill.data.schedule import Schedule
 from mixdistill.errors import UserError
 from mixdistill.traces.tokenizer import content_ids
@@ -27,19 +28,21 @@ NUM_THREADS = 4  # reading waits for storage; decoding holds the interpreter's l
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRows:
-    """This process's rows of all train steps from `start` on: a grain source without an end."""
+    """This process's rows of all train steps from `start` on, some at a time: a grain source without an end."""
 
     schedule: Schedule
     start: int  # train_step
     first: int  # row
-    num_rows: int  # a train step
+    num_groups: int  # a train step
+    num_rows: int  # a group
 
     def __len__(self) -> int:
         return 1 << 48
 
-    def __getitem__(self, index: int) -> tuple[Place, ...]:
-        train_step, row = divmod(index, self.num_rows)
-        return self.schedule.plan(self.start + train_step).row(self.first + row)
+    def __getitem__(self, index: int) -> list[tuple[Place, ...]]:
+        train_step, group = divmod(index, self.num_groups)
+        plan, first = self.schedule.plan(self.start + train_step), self.first + group * self.num_rows
+        return [plan.row(row) for row in range(first, first + self.num_rows)]
 
 
 class Pipeline(Iterator[Batch]):
@@ -106,14 +109,20 @@ class Pipeline(Iterator[Batch]):
 
     def _begin(self, state: State) -> None:
         self._schedule = Schedule(self._planner, state)
-        source = PlannedRows(self._schedule, state.train_step, self._first, self._num_rows)
-        buffer = self.read_ahead * self._num_rows
+        # A part of a batch for each thread: grain's own work is by the element, and costs more than reading one row.
+        groups = math.gcd(self._num_rows, NUM_THREADS)
+        source = PlannedRows(self._schedule, state.train_step, self._first, groups, self._num_rows // groups)
+        buffer = self.read_ahead * groups
         options = grain.ReadOptions(num_threads=min(NUM_THREADS, buffer), prefetch_buffer_size=buffer)
-        rows = grain.MapDataset.source(source).map(self._read).to_iter_dataset(options)
-        self._batches = iter(rows.batch(self._num_rows))
+        parts = grain.MapDataset.source(source).map(self._read).to_iter_dataset(options)
+        self._batches = iter(parts.batch(groups, batch_fn=_joined))
 
-    def _read(self, places: tuple[Place, ...]) -> dict[str, np.ndarray]:
-        return read_row(self.corpus, self._content, places, self.mixture.length)
+    def _read(self, rows: list[tuple[Place, ...]]) -> Batch:
+        return read_rows(self.corpus, self._content, rows, self.mixture.length)
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def make_pipeline(mixture: Mixture, *, process_index: int = 0, process_count: int = 1, read_ahead: int = 2) -> Pipeline:

@@ -9,7 +9,7 @@ import numpy as np
 from mixdistill.data.corpus import Corpus
 from mixdistill.data.fields import Batch
 from mixdistill.data.packing import Place
-from mixdistill.data.rows import read_row
+from mixdistill.data.rows import read_rows
 from mixdistill.data.sequences import fill_rows
 from mixdistill.objective import Tally
 from mixdistill.traces.tokenizer import content_ids
@@ -34,8 +34,7 @@ def one_pass(corpus: Corpus, rows: int, length: int) -> Iterator[Batch]:
     packed = fill_rows(numbers, corpus.footprint[numbers].tolist(), length)
     for first in range(0, len(packed), rows):
         some = packed[first : first + rows] + [[]] * max(first + rows - len(packed), 0)
-        made = [read_row(corpus, content, _places(row), length) for row in some]
-        yield {name: np.stack([row[name] for row in made]) for name in made[0]}
+        yield read_rows(corpus, content, [_places(row) for row in some], length)
 
 
 def _places(row: list[tuple[int, int]]) -> list[Place]:

@@ -61,10 +61,11 @@ def _split(record: bytes) -> tuple[Arrays, bytes]:
     if len(record) < HEADER.size or not record.startswith(MAGIC):
         raise UserError("a record of these shards is damaged or of another kind; prepare the shards again")
     _, length, num_prompt, start, stop, has_logprobs = HEADER.unpack_from(record)
-    ends = np.cumsum([HEADER.size, 4 * length, 4 * length, 4 * length * has_logprobs])
-    if len(record) < ends[-1]:
+    first, size = HEADER.size, 4 * length
+    end = first + (3 if has_logprobs else 2) * size
+    if len(record) < end:
         raise UserError("a record of these shards is cut short; prepare the shards again")
-    tokens = np.frombuffer(record, "<i4", length, ends[0])
-    step_id = np.frombuffer(record, "<i4", length, ends[1])
-    logprobs = np.frombuffer(record, "<f4", length, ends[2]) if has_logprobs else None
-    return Arrays(tokens, step_id, num_prompt, logprobs, (start, stop)), record[ends[-1] :]
+    tokens = np.frombuffer(record, "<i4", length, first)
+    step_id = np.frombuffer(record, "<i4", length, first + size)
+    logprobs = np.frombuffer(record, "<f4", length, first + 2 * size) if has_logprobs else None
+    return Arrays(tokens, step_id, num_prompt, logprobs, (start, stop)), record[end:]
