@@ -55,7 +55,8 @@ def write_block(
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, offsets=offsets, **fields, **{SUMMARY + name: column for name, column in summary.items()})
+            columns = {SUMMARY + name: column for name, column in summary.items()}
+            np.savez(file, allow_pickle=False, **{"offsets": offsets, **fields, **columns})
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

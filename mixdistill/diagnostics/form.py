@@ -13,7 +13,18 @@ import numpy as np
 from mixdistill.traces.trace import Trace
 
 # arXiv:2603.24472's list, whose released code counts them as substrings, whatever the case ("unlikely" has "likely").
-MARKERS = ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check")
+MARKERS: tuple[str, ...] = (
+    "wait",
+    "hmm",
+    "perhaps",
+    "maybe",
+    "actually",
+    "alternatively",
+    "seems",
+    "might",
+    "likely",
+    "check",
+)
 _WHOLE_WORDS = re.compile(rf"\b({'|'.join(MARKERS)})\b")
 
 # How the final answer is announced. The last announcement in the text counts.

@@ -95,8 +95,9 @@ def _work(shards: Shards, workers: int) -> tuple[Survey, Continuations]:
     ends = np.linspace(0, len(shards), PARTS + 1).astype(int).tolist()
     jobs = [None, *itertools.pairwise(ends)]
     workers = min(workers, len(jobs)) if len(shards) >= WORTH_PROCESSES else 1
-    continuations, *parts = ordered_map(Job(shards), jobs, workers=workers)
-    return merge(parts), continuations
+    found = list(ordered_map(Job(shards), jobs, workers=workers))
+    (continuations,) = (part for part in found if isinstance(part, Continuations))
+    return merge([part for part in found if isinstance(part, Survey)]), continuations
 
 
 def _conflicts_of(name: str, matrix) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ def by_teacher(
     known = {name: column for name, column in columns.items() if not np.isnan(column).any(axis=1).all()}
     return {
         name: {
-            measure: ratio_estimate(*column[teacher == k].T, problem[teacher == k], **options)
+            measure: ratio_estimate(column[teacher == k, 0], column[teacher == k, 1], problem[teacher == k], **options)
             for measure, column in known.items()
         }
         for k, name in enumerate(teachers)

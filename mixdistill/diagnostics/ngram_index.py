@@ -32,7 +32,9 @@ class NgramIndex:
         ).astype(np.int64)
 
     @staticmethod
-    def build(traces: Sequence[np.ndarray], teacher: Sequence[int], teachers: Sequence[str]) -> "NgramIndex":
+    def build(
+        traces: Sequence[np.ndarray], teacher: Sequence[int] | np.ndarray, teachers: Sequence[str]
+    ) -> "NgramIndex":
         """From the tokens of each trace (prompt and completion, as the student sees them) and its teacher's number."""
         lengths = np.array([len(trace) + 1 for trace in traces], np.int64)
         starts = np.cumsum(lengths) - lengths

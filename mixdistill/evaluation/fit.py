@@ -94,17 +94,25 @@ def _traces(
     score: "_Scorer", own: Fields, numbers: np.ndarray, encoded: Sequence[EncodedTrace], start: list[int]
 ) -> Iterator[TraceScores]:
     """Every trace under every context that is there; `alone` is scored where it lacks, the dear ones are not."""
-    others = (
-        score(contexts.alone(start), numbers, encoded),
-        *(score.kept(k, numbers) for k in ("local", "prompt", "reverse")),
-    )
-    for trace, fields, *rest in zip(encoded, own, *others, strict=True):
+    alone = score(contexts.alone(start), numbers, encoded)
+    local, prompt, reverse = (score.kept(kind, numbers) for kind in ("local", "prompt", "reverse"))
+    for i, trace in enumerate(encoded):
         yield TraceScores(
-            *(fields[name] for name in ("label_logprob", "rank", "entropy", "confidence")),
-            trace.step_id[trace.num_prompt :],
-            correctness(trace),
-            *(None if other is None else other["label_logprob"] for other in rest),
+            label_logprob=own[i]["label_logprob"],
+            rank=own[i]["rank"],
+            entropy=own[i]["entropy"],
+            confidence=own[i]["confidence"],
+            step_id=trace.step_id[trace.num_prompt :],
+            correct=correctness(trace),
+            alone=_label(alone[i]),
+            local=_label(local[i]),
+            prompt=_label(prompt[i]),
+            reverse=_label(reverse[i]),
         )
+
+
+def _label(fields: Mapping[str, np.ndarray] | None) -> np.ndarray | None:
+    return None if fields is None else fields["label_logprob"]
 
 
 def _plain(measures: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, Any]]:

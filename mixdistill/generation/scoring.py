@@ -188,8 +188,9 @@ def _summary(traces: Sequence[EncodedTrace], offsets: np.ndarray, fields) -> dic
     columns: dict[str, list[float]] = {}
     for trace, start, stop in zip(traces, offsets[:-1], offsets[1:], strict=True):
         span = slice(start, stop)
-        of_token = (fields[name][span] for name in ("label_logprob", "rank", "entropy", "confidence"))
-        for name, (above, below) in trace_parts(TraceScores(*of_token, trace.step_id[trace.num_prompt :])).items():
+        of_token = {name: fields[name][span] for name in ("label_logprob", "rank", "entropy", "confidence")}
+        scores = TraceScores(**of_token, step_id=trace.step_id[trace.num_prompt :])
+        for name, (above, below) in trace_parts(scores).items():
             columns.setdefault(name, []).append(above / below if below > 0 else float("nan"))
     found = {name: np.array(column, np.float32) for name, column in columns.items()}
     return {name: column for name, column in found.items() if not np.isnan(column).all()}

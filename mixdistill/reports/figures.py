@@ -13,7 +13,7 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C
 DASHES = ("solid", "dash", "dot", "dashdot")
 MAX_POINTS = 500  # of one line; more are thinned out evenly: no screen shows them
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name -> x, y
+Series = Mapping[str, tuple[Sequence[float], Sequence[float | None]]]  # name -> x, y
 
 
 def lines(
@@ -155,7 +155,7 @@ def style(n: int) -> dict[str, Any]:
     return {"color": COLORS[n % len(COLORS)], "dash": DASHES[n // len(COLORS) % len(DASHES)], "width": 2}
 
 
-def _points(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+def _points(x: Sequence[float], y: Sequence[float | None]) -> dict[str, Any]:
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).astype(int)) if len(x) else []
     return {
         "x": [x[i] for i in kept],

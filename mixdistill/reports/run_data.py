@@ -49,7 +49,7 @@ class Run(NamedTuple):
         """Names of metrics that begin so."""
         return sorted({name for line in self.lines for name in line["metrics"] if name.startswith(prefix)})
 
-    def token_shares(self) -> dict[str, tuple[list[float], list[float]]]:
+    def token_shares(self) -> dict[str, tuple[list[float], list[float | None]]]:
         """Each teacher's share of the tokens between two lines."""
         counted = [line for line in self.lines if _has(line, "teacher/nll")]
         counts = [line["weights"]["teacher/nll"] for line in counted]
