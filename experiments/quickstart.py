@@ -6,8 +6,8 @@ Coverage is complementary: teacher F has traces for problems of 3 and 4 operands
 for this student) for all. F and H write compatible traces; nobody tells mixdistill. Every student sees the same number
 of completion tokens:
 
-    best single   one teacher alone. With the first seed all five are trained, with every other the two that did best
-                  there; seed by seed it is the one that solves most validation problems
+    best single   the teacher whose student solves most validation problems: all five are trained with the first seed,
+                  the best of them with every other
     pooled        all five, mixed by what there is of each
     mixdistill    the group that `admit` chooses by continuation conflict and coverage, with the frontier check
 
@@ -40,7 +40,6 @@ COVERAGE = {"F": (3, 4), "H": (4, 5), "B": (4, 5), "M": (4, 5), "S": (3, 4, 5)} 
 SEEDS = (10, 11, 12)
 PROBLEMS_SEED = 900  # test and validation problems are the same for all students
 MAX_NEW = 24  # tokens of an answer; the longest trace has 18
-NUM_FINALISTS = 2  # singles that are trained with every seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,12 +154,13 @@ def train(folder: Path, arm: str, seed: int, size: Size, with_curve: bool, repor
 
 
 def study(seeds: Sequence[int], folder: Path, size: Size) -> tuple[list[Arm], list[Result]]:
-    """The three arms, and every student that was trained."""
-    total = len(seeds) + len(COVERAGE) + 2 * len(seeds) + NUM_FINALISTS * (len(seeds) - 1)
+    """The three arms, and every teacher alone with the first seed."""
+    total = len(COVERAGE) + 4 * len(seeds) - 1
     with Crew(size.workers, total, compiled=folder / "compiled") as crew:
         crew.do([Job(f"traces of seed {seed}", write, (folder, seed, size)) for seed in seeds])
 
         def students(pairs: Sequence[tuple[str, int]]) -> list[Result]:
+            """(arm, seed) -> a trained student; curves are drawn with the first seed."""
             return crew.do(
                 [Job(f"{arm}, seed {seed}", train, (folder, arm, seed, size, seed == seeds[0])) for arm, seed in pairs]
             )
@@ -169,14 +169,12 @@ def study(seeds: Sequence[int], folder: Path, size: Size) -> tuple[list[Arm], li
             [(teacher, seeds[0]) for teacher in COVERAGE]
             + [(arm, seed) for seed in seeds for arm in ("pooled", "mixdistill")]
         )
-        finalists = sorted(first[: len(COVERAGE)], key=lambda result: -result.validation)[:NUM_FINALISTS]
-        rest = students([(result.arm, seed) for seed in seeds[1:] for result in finalists])
-    results = [*first, *rest]
-    singles = [[r for r in results if r.seed == seed and r.arm in COVERAGE] for seed in seeds]
-    best = [max(of_seed, key=lambda result: result.validation) for of_seed in singles]
-    arms = [Arm("best_single", best)]
-    arms += [Arm(name, [r for r in results if r.arm == name]) for name in ("pooled", "mixdistill")]
-    return arms, results
+        singles, mixtures = first[: len(COVERAGE)], first[len(COVERAGE) :]
+        best = max(singles, key=lambda result: result.validation)
+        rest = students([(best.arm, seed) for seed in seeds[1:]])
+    arms = [Arm("best_single", [best, *rest])]
+    arms += [Arm(name, [r for r in mixtures if r.arm == name]) for name in ("pooled", "mixdistill")]
+    return arms, singles
 
 
 def table(arms: Sequence[Arm]) -> Table:
@@ -197,23 +195,20 @@ def table(arms: Sequence[Arm]) -> Table:
     return shown
 
 
-def words(arms: Sequence[Arm], results: Sequence[Result]) -> list[str]:
+def words(arms: Sequence[Arm], singles: Sequence[Result]) -> list[str]:
     """Which teachers were kept apart and why, and what stands behind "best single"."""
     from mixdistill.training.admission import reason
 
-    single, _, mixed = arms
-    first = [result for result in results if result.seed == mixed.results[0].seed and result.arm in COVERAGE]
-    singles = ", ".join(f"{result.arm} {result.correct.mean():.3f}" for result in first)
-    groups = sorted({" + ".join(result.admission.teachers) for result in mixed.results})
-    between = mixed.results[0].admission.conflict.between
-    lines = [reason(mixed.results[0].admission)]
-    lines.append(f"Conflict in bits: F-B {between('F', 'B'):.2f}, F-H {between('F', 'H'):.2f}.")
-    if len(groups) > 1:
-        lines.append(f"The group was not the same with every seed: {'; '.join(groups)}.")
-    lines.append(
-        f"Singles with seed {first[0].seed}: {singles}. Best single: {', '.join(r.arm for r in single.results)}."
-    )
-    return lines
+    admissions = [result.admission for result in arms[-1].results]
+    groups = sorted({" + ".join(admission.teachers) for admission in admissions})
+    between = admissions[0].conflict.between
+    alone = ", ".join(f"{result.arm} {result.correct.mean():.3f}" for result in singles)
+    return [
+        reason(admissions[0]),
+        f"Conflict in bits: F-B {between('F', 'B'):.2f}, F-H {between('F', 'H'):.2f}.",
+        *([f"The group was not the same with every seed: {'; '.join(groups)}."] if len(groups) > 1 else []),
+        f"Teachers alone, seed {singles[0].seed}: {alone}. Best single: {arms[0].results[0].arm}.",
+    ]
 
 
 def broken(arms: Sequence[Arm]) -> list[str]:
@@ -238,12 +233,12 @@ def main(arguments: Sequence[str] | None = None, size: Size = Size()) -> int:
     folder = given.out / "runs" / "quickstart"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        arms, results = study(given.seeds, folder, size)
+        arms, singles = study(given.seeds, folder, size)
     except KeyboardInterrupt:
         print("interrupted; nothing was written beside the runs", file=sys.stderr)
         return 130
     Console().print(table(arms))
-    print(*words(arms, results), *(f"NOT AS PROMISED: {line}." for line in broken(arms)), sep="\n")
+    print(*words(arms, singles), *(f"NOT AS PROMISED: {line}." for line in broken(arms)), sep="\n")
     numbers = {"arms": {arm.name: arm.row for arm in arms}}
     (given.out / "quickstart.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     draw(given.out / "quickstart.png", arms)

@@ -121,7 +121,7 @@ def worst_contexts(continuations: Continuations, a: str, b: str, *, limit: int =
         Clash(
             tuple(map(int, continuations.contexts[pair.context[n]])),
             float(part[n] / part.sum()),
-            (_likeliest(continuations, i, pair.context[n]), _likeliest(continuations, j, pair.context[n])),
+            (_likeliest(continuations, i, int(pair.context[n])), _likeliest(continuations, j, int(pair.context[n]))),
         )
         for n in order
     ]

@@ -6,7 +6,7 @@ first, then the number of teachers, then the least conflict.
 
 import itertools
 from collections.abc import Collection, Hashable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -30,7 +30,7 @@ def compatible_groups(
     teachers: tuple[str, ...],
     score: np.ndarray,
     kinds: Mapping[str, Collection[Hashable]],
-    wanted: Mapping[Hashable, float],
+    wanted: Mapping[Any, float],
     *,
     threshold: float = THRESHOLD,
 ) -> list[Group]:
@@ -47,7 +47,7 @@ def compatible_groups(
     return sorted(groups, key=lambda g: (-round(g.coverage / RESOLUTION), -len(g.teachers), g.conflict, g.teachers))
 
 
-def coverage(kinds: Collection[Hashable], wanted: Mapping[Hashable, float]) -> float:
+def coverage(kinds: Collection[Hashable], wanted: Mapping[Any, float]) -> float:
     """The share of the target problems that are of one of `kinds`; 1 where no problem is given."""
     total = sum(wanted.values())
     return sum(count for kind, count in wanted.items() if kind in kinds) / total if total else 1.0

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from mixdistill.data.corpus import open_corpus, weight_vector
+from mixdistill.data.mixture import Mixture
 from mixdistill.diagnostics import groups as grouping
 from mixdistill.diagnostics.conflict import WIDTH, ConflictMatrix, continuation_conflict
 from mixdistill.diagnostics.content import completions, content_traces, sample_traces
@@ -91,7 +92,7 @@ def admit_around(
     Admitted are the teachers that do not conflict with it. They are not compared with each other, and a teacher without
     data is kept apart. Raises `UserError` for an unknown anchor.
     """
-    shards = Shards.open(recipe.stages[0].source.folders[0])
+    shards = Shards.open(_recorded(recipe.stages[0]).folders[0])
     if anchor not in shards.teachers:
         raise unknown("anchor", anchor, shards.teachers)
     run(only(recipe, anchor, num_tokens), workdir, quiet=True)
@@ -151,6 +152,8 @@ def admitted(recipe: Recipe, admission: Admission) -> Recipe:
 
 
 def _restricted(stage: Stage, teachers: tuple[str, ...], budget: int) -> Stage:
+    if not isinstance(stage.source, Mixture):
+        return stage  # the student's own completions: no teacher is in them
     source = dataclasses.replace(stage.source, teachers=teachers, weights=None)
     shares = weight_vector(open_corpus(source), source)
     check = frontier(shares=tuple(shares.tolist()), check_at=int(CHECK_AT * budget), unit=stage.budget.unit)
@@ -174,9 +177,17 @@ def _shortened(stage: Stage, tokens: int) -> Stage:
 def only(recipe: Recipe, teacher: str, num_tokens: int) -> Recipe:
     """The first stage of the recipe on one teacher, for `num_tokens`."""
     stage = recipe.stages[0]
-    source = dataclasses.replace(stage.source, teachers=(teacher,), weights=None)
+    source = dataclasses.replace(_recorded(stage), teachers=(teacher,), weights=None)
     stage = dataclasses.replace(stage, source=source, num_train_steps=None, num_tokens=num_tokens)
     return dataclasses.replace(recipe, stages=(stage,))
+
+
+def _recorded(stage: Stage) -> Mixture:
+    if not isinstance(stage.source, Mixture):
+        raise UserError(
+            f"stage {stage.name!r} draws from the student; admission needs a first stage of recorded traces"
+        )
+    return stage.source
 
 
 def prompt_kinds(shards: Shards) -> dict[str, set[int]]:
