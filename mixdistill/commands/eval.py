@@ -123,7 +123,8 @@ def _held_out(found: "Trained", shards: "Shards", folds: tuple[str, ...]) -> dic
     corpus = open_corpus(Mixture(shards=str(shards.path), rows=rows, length=length, folds=folds, too_long="truncate"))
     objective = Objective({"nll": Term(cross_entropy)}).with_teachers(corpus.teachers)
     state = TrainState(jnp.int32(found.train_step), found.params, (), {})
-    tallies = held_out(jax.jit(make_eval_step(found.student, objective)), state, one_pass(corpus, rows, length))
+    step = jax.jit(make_eval_step(found.student, objective))
+    tallies = held_out(step, state, one_pass(corpus, rows, length), objective)
     return _teachers(corpus.teachers, tallies)
 
 

@@ -1,6 +1,7 @@
 """What a student makes of traces that it was not trained on: every trace once, counted in tallies."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,19 +12,17 @@ from mixdistill.data.fields import Batch
 from mixdistill.data.packing import Place
 from mixdistill.data.rows import read_rows
 from mixdistill.data.sequences import fill_rows
-from mixdistill.objective import Tally
+from mixdistill.objective import Objective, Sums, Tally, combine
 from mixdistill.traces.tokenizer import content_ids
 
-EvalStep = Callable[[Any, Any], Mapping[str, Tally]]  # (state, batch) -> tallies
+EvalStep = Callable[[Any, Any], Sums]  # (state, batch); see `training.step.make_eval_step`
 
 
-def held_out(eval_step: EvalStep, state: Any, batches: Iterable[Batch]) -> dict[str, Tally]:
-    """The tallies of all batches together, as numpy arrays; {} if there is no batch."""
-    total: dict[str, Tally] = {}
-    for batch in batches:
-        found = jax.device_get(eval_step(state, batch))
-        total = jax.tree.map(np.add, total, found) if total else found
-    return total
+def held_out(eval_step: EvalStep, state: Any, batches: Iterable[Batch], objective: Objective) -> dict[str, Tally]:
+    """The tallies of all batches together, as numpy arrays; there is at least one batch."""
+    found = (jax.device_get(eval_step(state, batch)) for batch in batches)
+    total = functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), found)
+    return jax.device_get(combine(objective, total)[1])
 
 
 def one_pass(corpus: Corpus, rows: int, length: int) -> Iterator[Batch]:

@@ -1,10 +1,10 @@
 """The train step: gradients of sums, divided once; memory from the same sums; an update that is whole or not at all.
 
-`make_train_step` is the function to read, `make_eval_step` counts without learning. `compile_train_step` and
-`compile_eval_step` are the only places where they meet a mesh.
+`make_train_step` is the function to read, `make_eval_step` counts without learning. `compile_train_step` is the only
+place where they meet a mesh.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from mixdistill.training.state import TrainState, state_shardings
 Batch = dict[str, jax.Array]
 Tallies = dict[str, Tally]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Tallies]]
-EvalStep = Callable[[TrainState, Batch], Tallies]
+EvalStep = Callable[[TrainState, Batch], Sums]
 
 
 def make_train_step(
@@ -34,6 +34,7 @@ def make_train_step(
     frozen: tuple[str, ...] = (),
     mesh: Mesh | None = None,
     rules: Rules | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """A pure function (state, batch) -> (state, tallies).
 
@@ -41,12 +42,13 @@ def make_train_step(
     nothing but the order of float32 additions. A train step whose loss or update is not finite, or that keeps no
     token, changes nothing but `train_step`, and is counted in the tally "optimizer/skipped". Parameters whose path
     matches a pattern of `frozen` get no gradient (give the optimiser the same patterns). With `mesh` and `rules` a
-    vocabulary that the rules split stays split.
+    vocabulary that the rules split stays split. `options` go to the vocabulary pass and change speed, not results.
     """
     student = freeze(student, frozen)
+    fixed = {"mesh": mesh, "rules": rules, "options": options}
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Tallies]:
-        context = {"train_step": state.train_step, "memory": state.memory, "mesh": mesh, "rules": rules}
+        context = {"train_step": state.train_step, "memory": state.memory, **fixed}
         gradient, total = _gradient(objective, student, state.params, batch, num_microbatches, context)
         loss, tallies = combine(objective, total)
         updates, opt_state = optimizer.update(
@@ -73,15 +75,15 @@ def make_train_step(
 def make_eval_step(
     student: Student, objective: Objective, *, mesh: Mesh | None = None, rules: Rules | None = None
 ) -> EvalStep:
-    """A pure function (state, batch) -> tallies: what a train step would count, with nothing learned.
+    """A pure function (state, batch) -> sums: what a train step would count, with nothing learned.
 
-    Tallies of several batches add up (`evaluation.held_out`). Of the state it reads `train_step`, `params` and the
-    objective's memory; the rest may be None.
+    Sums of any batches may be added, leaf by leaf; `objective.combine` makes tallies of them, as of one large batch.
+    Of the state it reads `train_step`, `params` and the objective's memory; the rest may be None.
     """
 
-    def eval_step(state: TrainState, batch: Batch) -> Tallies:
+    def eval_step(state: TrainState, batch: Batch) -> Sums:
         context = {"train_step": state.train_step, "memory": state.memory, "mesh": mesh, "rules": rules}
-        return combine(objective, sums(objective, student, state.params, batch, **context))[1]
+        return sums(objective, student, state.params, batch, **context)
 
     return eval_step
 
@@ -120,34 +122,16 @@ def compile_train_step(step: TrainStep, mesh: Mesh, rules: Rules, student: Stude
     The state is donated: the one given in is gone. Raises `UserError`, at the first call, if the mesh does not divide
     a parameter or the rows.
     """
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def sharded(state: TrainState, batch: Batch) -> tuple[TrainState, Tallies]:
-        _check_rows(mesh, rules, batch)
+        for name, array in batch.items():
+            check_divides(mesh, rules, ("batch",), array.shape[:1], f"batch field {name}")
         state, tallies = step(state, batch)
         state = jax.lax.with_sharding_constraint(state, state_shardings(state, student, mesh, rules))
-        return state, _everywhere(mesh, tallies)
+        return state, jax.lax.with_sharding_constraint(tallies, jax.tree.map(lambda _: everywhere, tallies))
 
     return jax.jit(sharded, donate_argnums=0)
-
-
-def compile_eval_step(step: EvalStep, mesh: Mesh, rules: Rules) -> EvalStep:
-    """The compiled eval step; its tallies are on all devices. Raises `UserError` as `compile_train_step` does."""
-
-    def sharded(state: TrainState, batch: Batch) -> Tallies:
-        _check_rows(mesh, rules, batch)
-        return _everywhere(mesh, step(state, batch))
-
-    return jax.jit(sharded)
-
-
-def _check_rows(mesh: Mesh, rules: Rules, batch: Batch) -> None:
-    for name, array in batch.items():
-        check_divides(mesh, rules, ("batch",), array.shape[:1], f"batch field {name}")
-
-
-def _everywhere(mesh: Mesh, tallies: Tallies) -> Tallies:
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.lax.with_sharding_constraint(tallies, jax.tree.map(lambda _: whole, tallies))
 
 
 def _gradient(

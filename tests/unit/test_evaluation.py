@@ -183,7 +183,7 @@ def test_held_out_nll_counts_every_trace_once_whatever_the_batches(shards, rows,
     batches = list(one_pass(corpus, rows, length))
     seen = np.concatenate([np.unique(batch["trace_id"]) for batch in batches])
     assert sorted(seen[seen >= 0]) == sorted(np.concatenate(corpus.pools))
-    tallies = held_out(step, state, batches)
+    tallies = held_out(step, state, batches, objective)
     want = by_hand(shards, params, "b")
     for k, name in enumerate(shards.teachers):
         assert tallies["teacher/nll"].weight[k] == want[name][1]

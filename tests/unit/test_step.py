@@ -6,15 +6,17 @@ import numpy as np
 import optax
 import pytest
 
+from mixdistill.gates.near_own_mean import near_own_mean
+from mixdistill.gates.teacher_weight import teacher_weight
 from mixdistill.gates.worst_token import worst_token
 from mixdistill.losses.cross_entropy import cross_entropy
 from mixdistill.memory import running
-from mixdistill.objective import Objective, Term
+from mixdistill.objective import Objective, Term, combine
 from mixdistill.optimizers import Budget, OptimizerConfig, make_optimizer
 from mixdistill.signals.signal import use
 from mixdistill.students.student import Student
 from mixdistill.training.state import TrainState, initial_memory
-from mixdistill.training.step import make_train_step
+from mixdistill.training.step import make_eval_step, make_train_step
 
 V, D, TEACHERS = 11, 6, ("a", "b", "c")
 AXES = {"embed": ("vocab", "embed"), "unembed": ("embed", "vocab")}
@@ -152,6 +154,54 @@ def test_frozen_parameters_stay_and_get_no_gradient():
     assert float(tallies["optimizer/grad_norm"].sum) < float(
         free(free_state, random_batch())[1]["optimizer/grad_norm"].sum
     )
+
+
+POISON = V - 1  # its embedding is NaN
+
+
+@pytest.mark.parametrize("num_microbatches", [1, 4])
+def test_under_a_closed_gate_neither_nan_nor_gradient_gets_through_the_train_step(num_microbatches):
+    """Teacher c writes tokens that break the student; its gate is closed, so the step is that of the others alone."""
+    gate = use(teacher_weight, weights={"c": 0.0})
+    config = OptimizerConfig(learning_rate=0.1, warmup=0.0, weight_decay=0.0)
+    batch = random_batch()
+    for name in ("tokens", "target"):
+        batch[name] = np.where(batch["teacher_id"] == 2, POISON, batch[name] % POISON).astype(np.int32)
+    without = {**batch, "valid": batch["valid"] & (batch["teacher_id"] != 2), "tokens": batch["tokens"] % POISON}
+    without["content"] = without["valid"]
+
+    state, step = setup(objective(gate), config, num_microbatches=num_microbatches)
+    spoilt = state.params["embed"].at[POISON].set(jnp.nan)
+    new, tallies = step(state._replace(params={**state.params, "embed": spoilt}), batch)
+    want, _ = step(state, without)
+    assert float(tallies["optimizer/skipped"].sum) == 0.0
+    assert np.isnan(new.params["embed"][POISON]).all()
+    assert_close(new.params["embed"][:POISON], want.params["embed"][:POISON], rtol=1e-6)
+    assert_close(new.params["unembed"], want.params["unembed"], rtol=1e-6)
+    assert_close(tallies["loss"].mean(), step(state, without)[1]["loss"].mean(), rtol=1e-6)
+    assert float(tallies["teacher/nonfinite"].sum[2]) == batch["valid"][batch["teacher_id"][:, 0] == 2].sum()
+
+
+def test_the_eval_step_counts_what_a_train_step_counts_and_reads_memory():
+    made = objective(use(near_own_mean, margin=0.5), memory={"baseline": running("teacher/content_nll")})
+    state, step = setup(made)
+    batch = random_batch()
+    for seed in range(3):
+        state, _ = step(state, random_batch(seed=seed))
+    _, found = combine(made, jax.jit(make_eval_step(bigram(), made))(state._replace(opt_state=None), batch))
+    _, want = step(state, batch)
+    assert_close(found, {name: want[name] for name in found}, rtol=1e-6)
+    assert 0 < float(found["kept"].mean()) < 1
+    assert {name for name in want if name not in found} == {name for name in want if name.startswith("optimizer/")}
+
+
+def test_the_sums_of_two_halves_make_the_tallies_of_the_whole():
+    """Also where a gate closes nearly everything, so that the loss has another denominator in each half."""
+    made = objective(use(worst_token, threshold=4.0))
+    state, _ = setup(made)
+    step, batch = jax.jit(make_eval_step(bigram(), made)), random_batch()
+    halves = [step(state, {name: x[part] for name, x in batch.items()}) for part in (slice(0, 4), slice(4, 8))]
+    assert_close(combine(made, jax.tree.map(jnp.add, *halves)), combine(made, step(state, batch)), rtol=1e-5)
 
 
 def test_training_learns_a_deterministic_bigram():
