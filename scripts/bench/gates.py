@@ -82,7 +82,7 @@ class Stepping:
         objective = Objective({"imitate": Term(cross_entropy, gates=gates)}).with_teachers(TEACHERS)
         student = make_student(small(vocab))
         optimizer = make_optimizer(OptimizerConfig(), student.axes, Budget(1000, "train_steps"))
-        params = jax.jit(student.init)(jax.random.key(0))
+        params = jax.jit(student.init, compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
         self.state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), initial_memory([objective]))
         self.step = jax.jit(make_train_step(student, objective, optimizer), donate_argnums=0)
         self.batch, self.kept = batch, 0.0
