@@ -78,17 +78,18 @@ def fold(
     here = (local >= 0) & (local < z.shape[1])
     found = jnp.take_along_axis(z, jnp.clip(local, 0, z.shape[1] - 1), 1)
     logit = jnp.where(here, found, running.logit)
-    above = z > (logit[:, :1] if target is None else target[:, None])
-    if target is not None:
-        # Its own column is left out by its number: a gathered logit and one of a matrix product differ in the last bit.
-        above &= lax.broadcasted_iota(jnp.int32, (1, z.shape[1]), 1) != local[:, :1]
+    level = logit[:, 0] if target is None else target
+    # The target's own column is left out by its number: gathered or made twice by a fusion, its logit may differ in the
+    # last bit.
+    column = lax.broadcasted_iota(jnp.int32, (1, z.shape[1]), 1)
+    above = ((z > level[:, None]) & (column != local[:, :1])).sum(1, dtype=jnp.int32)
     shift = running.max - peak
     scale = jnp.exp(shift)
     return Running(
         peak,
         scale * running.total + total,
         scale * (running.moment + running.total * shift) + moment,
-        running.above + above.sum(1, dtype=jnp.int32),
+        running.above + above,
         largest(running.top, z, maxima, spec.top_k),
         logit,
     )
