@@ -66,18 +66,19 @@ def complete_remotely(
     server: Server,
     prompts: Sequence[Sequence[int]],
     *,
-    max_new: int,
+    max_new: int | Sequence[int],
     eos_id: int,
     vocab_size: int,
     policy: Policy = Policy(),
     seed: int = 0,
 ) -> Answers:
-    """A completion for each prompt (token ids). Raises `UserError` when fewer than the server's `min_share` of them
-    came back."""
+    """A completion for each prompt (token ids), of at most `max_new` tokens, or so many for each. Raises `UserError`
+    when fewer than the server's `min_share` of them came back."""
     pool = _connections(server)
+    most = [max_new] * len(prompts) if isinstance(max_new, int) else list(map(int, max_new))
     with concurrent.futures.ThreadPoolExecutor(server.concurrency) as threads:
         asked = [
-            threads.submit(_ask, server, pool, _body(server, prompt, max_new, policy, seed + i), eos_id, vocab_size)
+            threads.submit(_ask, server, pool, _body(server, prompt, most[i], policy, seed + i), eos_id, vocab_size)
             for i, prompt in enumerate(prompts)
         ]
         results = [future.result() for future in asked]

@@ -59,23 +59,26 @@ def sample(
     seed: int = 0,
     train_step: int = 0,
     rows: Int[Array, "B"] | np.ndarray | None = None,
+    most: Int[Array, "B"] | np.ndarray | None = None,
     stop: LowConfidence | None = None,
 ) -> Completion:
     """Tokens drawn from `policy`, until every row has ended or has `max_new` tokens.
 
     `prompts` stand at the left of their rows, `lengths` tokens each (at least one). `rows` are the numbers by which
-    rows draw (default 0, 1, ...). Prompts and params may be sharded; the loop follows them. Compiled once for each (B,
-    P, max_new, policy). A student without a cache recomputes the whole row for every token.
+    rows draw (default 0, 1, ...), `most` the tokens that each may have where that is less than `max_new`. Prompts and
+    params may be sharded; the loop follows them. Compiled once for each (B, P, max_new, policy). A student without a
+    cache recomputes the whole row for every token.
     """
     if prompts.shape[1] == 0 or max_new < 1:
         raise UserError(f"prompts of {prompts.shape[1]} tokens, max_new={max_new}: both must be at least 1")
     # Only functions and numbers remain of the student: they are hashable, and jit recognises them.
     model = student._replace(init=None, axes=None)  # type: ignore[arg-type]
     rows = jnp.arange(prompts.shape[0]) if rows is None else jnp.asarray(rows)
+    most = jnp.full(prompts.shape[0], max_new) if most is None else jnp.asarray(most)
     key = jax.random.fold_in(jax.random.key(seed), train_step)
     window, top_k = (stop.window, min(stop.top_k, student.vocab_size)) if stop else (0, 0)
     threshold = stop.threshold if stop else 0.0
-    place = (jnp.asarray(prompts), jnp.asarray(lengths), rows, key, eos_id, pad_id, threshold)
+    place = (jnp.asarray(prompts), jnp.asarray(lengths), rows, most, key, eos_id, pad_id, threshold)
     return _decode(model, params, *place, max_new=max_new, policy=policy, window=window, top_k=top_k)
 
 
@@ -169,7 +172,7 @@ class _Loop(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new", "policy", "window", "top_k"))
 def _decode(
-    model: Student, params: Params, prompts, prompt_lengths, rows, key, eos_id, pad_id, threshold,
+    model: Student, params: Params, prompts, prompt_lengths, rows, most, key, eos_id, pad_id, threshold,
     *, max_new: int, policy: Policy, window: int, top_k: int,
 ) -> Completion:  # fmt: skip
     num_rows, width = prompts.shape
@@ -193,7 +196,7 @@ def _decode(
             logprobs=jax.lax.dynamic_update_index_in_dim(said.logprobs, logprob, count, axis=1),
             lengths=said.lengths + ~done,
         )
-        ended = done | (best == eos_id)
+        ended = done | (best == eos_id) | (count + 1 >= most)
         if top_k:
             sure = jnp.where(done, 0.0, -jax.lax.top_k(jax.nn.log_softmax(raw), top_k)[0].mean(-1))
             confidence = jax.lax.dynamic_update_index_in_dim(said.confidence, sure, count, axis=1)

@@ -27,7 +27,8 @@ class Answered(NamedTuple):
     versions: collections.Counter[str]  # of the weights, as a server names them; only on the first process
 
 
-Answering = Callable[[Params, Prompts, int, int], Answered]  # (params, prompts, seed, train step)
+# (params, prompts, tokens at most for each, seed, train step)
+Answering = Callable[[Params, Prompts, np.ndarray, int, int], Answered]
 
 
 class Limits(NamedTuple):
@@ -42,13 +43,15 @@ class Limits(NamedTuple):
 def by_sampler(student: Student, limits: Limits, mesh: Mesh, rules: Rules) -> Answering:
     """All prompts in one call, padded to `max_prompt`, so that one shape is compiled."""
 
-    def answer(params: Params, prompts: Prompts, seed: int, train_step: int) -> Answered:
+    def answer(params: Params, prompts: Prompts, most: np.ndarray, seed: int, train_step: int) -> Answered:
         index, count = share(mesh, rules, len(prompts))
         own = slice(index * len(prompts) // count, (index + 1) * len(prompts) // count)
         lengths = np.array(list(map(len, prompts)), np.int32)
-        asked = place({"tokens": padded(prompts, limits.max_prompt)[own], "lengths": lengths[own]}, mesh, rules)
+        local = {"tokens": padded(prompts, limits.max_prompt), "lengths": lengths, "most": most.astype(np.int32)}
+        asked = place({name: array[own] for name, array in local.items()}, mesh, rules)
         drawing = {"max_new": limits.max_new, "eos_id": limits.eos_id, "policy": limits.policy, "seed": seed}
-        found = sample(student, params, asked["tokens"], asked["lengths"], train_step=train_step, **drawing)
+        rows = (asked["tokens"], asked["lengths"])
+        found = sample(student, params, *rows, most=asked["most"], train_step=train_step, **drawing)
         drawn_at = np.full(len(prompts), train_step, np.int32)
         return Answered(_rows(on_host(found), limits.eos_id), drawn_at, collections.Counter())
 
@@ -58,9 +61,9 @@ def by_sampler(student: Student, limits: Limits, mesh: Mesh, rules: Rules) -> An
 def by_server(server: Server, vocab_size: int, limits: Limits) -> Answering:
     """The first process asks, the others are told: a server may answer the same question in two ways."""
 
-    def answer(params: Params, prompts: Prompts, seed: int, train_step: int) -> Answered:
+    def answer(params: Params, prompts: Prompts, most: np.ndarray, seed: int, train_step: int) -> Answered:
         del params, train_step
-        drawing = {"max_new": limits.max_new, "eos_id": limits.eos_id, "policy": limits.policy, "seed": seed}
+        drawing = {"max_new": most.tolist(), "eos_id": limits.eos_id, "policy": limits.policy, "seed": seed}
         empty, versions, made = _blank(len(prompts), limits.max_new), collections.Counter(), None
         if jax.process_index() == 0:
             answers = complete_remotely(server, prompts, vocab_size=vocab_size, **drawing)

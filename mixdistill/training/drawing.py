@@ -13,7 +13,7 @@ from mixdistill.generation.sampler import Generated
 from mixdistill.mesh import Rules
 from mixdistill.students.student import Params, Student
 from mixdistill.traces.record import EncodedTrace
-from mixdistill.training.answering import Answered, Limits, by_sampler, by_server
+from mixdistill.training.answering import Limits, by_sampler, by_server
 from mixdistill.training.asks import Ask, prompt_of, read_trace, recorded
 from mixdistill.training.judging import judged, rollout_of
 from mixdistill.training.probes import Probes
@@ -56,7 +56,7 @@ class Drawing:
         if not self.own(number[0]):
             return self._recorded(pairs, prompts, trace_id, distil), collections.Counter()
         seed = int(np.random.SeedSequence([self._source.seed, *number]).generate_state(1)[0]) >> 1
-        answered = self._cut(self._answer(params, prompts, seed, train_step), pairs)
+        answered = self._answer(params, prompts, self._most(pairs), seed, train_step)
         drawn = Drawn(
             trace_id,
             np.full(len(pairs), self._itself, np.int32),
@@ -81,13 +81,13 @@ class Drawing:
             followed = np.full(len(asks), self._references is not None)
         return np.repeat(followed.astype(np.float32), self._source.samples)
 
-    def _cut(self, answered: Answered, pairs: list[tuple[Ask, EncodedTrace]]) -> Answered:
-        """A step is as long as the recorded one, unless it comes with thinking: text does not say where steps end."""
+    def _most(self, pairs: list[tuple[Ask, EncodedTrace]]) -> np.ndarray:
+        """Tokens of each completion at most. A step without thinking is as long as the recorded one: text does not say
+        where steps end."""
         if self._source.instances != "steps":
-            return answered
-        sizes = [len(range(*recorded(trace, ask).indices(len(trace.tokens)))) for ask, trace in pairs]
-        cut = [_shorten(said, size) for said, size in zip(answered.completions, sizes, strict=True)]
-        return answered._replace(completions=cut)
+            return np.full(len(pairs), self._source.max_new)
+        spans = [recorded(trace, ask) for ask, trace in pairs]
+        return np.minimum([span.stop - span.start for span in spans], self._source.max_new)
 
     def _rewards(self, pairs: list[tuple[Ask, EncodedTrace]], completions: list[Generated]) -> Rewards:
         tokenizer = self._corpus.shards[0].tokenizer
@@ -102,12 +102,6 @@ class Drawing:
         teacher_id = self._corpus.teacher[trace_id]
         drawn_at = np.full(len(pairs), -1, np.int32)
         return Drawn(trace_id, teacher_id, prompts, completions, rewards, drawn_at, distil)
-
-
-def _shorten(said: Generated, size: int) -> Generated:
-    return said._replace(
-        tokens=said.tokens[:size], logprobs=said.logprobs[:size], ended=said.ended and len(said.tokens) <= size
-    )
 
 
 def _as_drawn(trace: EncodedTrace, span: slice, max_new: int) -> Generated:

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mixdistill.errors import UserError
 from mixdistill.generation.policy import Policy, draw, log_probabilities
-from mixdistill.generation.sampler import LowConfidence, complete, sample
+from mixdistill.generation.sampler import LowConfidence, _decode, complete, sample
 from mixdistill.mesh import make_mesh
 from mixdistill.students import families
 from mixdistill.students.decoder import make_student
@@ -122,3 +122,27 @@ def test_rows_stop_when_a_full_window_is_unsure(talker):
         assert len(cut.tokens) == first
         np.testing.assert_array_equal(cut.tokens, whole.tokens[:first])
     assert len({len(cut.tokens) for cut in stopped}) > 1
+
+
+def test_rows_may_have_less_than_the_others(talker):
+    student, params = talker
+    prompts, most = np.ones((4, 3), np.int32), np.array([2, 5, 1, 9])
+    draws = {"max_new": 6, "eos_id": -1, "policy": Policy(temperature=1.0)}
+    free = sample(student, params, prompts, np.full(4, 3), **draws)
+    short = sample(student, params, prompts, np.full(4, 3), most=most, **draws)
+    assert short.lengths.tolist() == [2, 5, 1, 6]
+    for row, count in enumerate(short.lengths):
+        np.testing.assert_array_equal(short.tokens[row, :count], free.tokens[row, :count])
+
+
+def test_the_loop_never_leaves_the_device(talker):
+    """What could wait for the host between two tokens would be a call in the program."""
+    student, params = talker
+    model = student._replace(init=None, axes=None)
+    rows = jnp.zeros(4, jnp.int32)
+    place = (jnp.ones((4, 8), jnp.int32), rows + 8, rows, rows + 6, jax.random.key(0), EOS, 0, 0.0)
+    settings = {"max_new": 6, "policy": Policy(top_p=0.9), "window": 3, "top_k": 4}
+    program = _decode.lower(model, params, *place, **settings).as_text()
+    assert "stablehlo.while" in program
+    for word in ("callback", "infeed", "outfeed", "send", "recv"):
+        assert word not in program, word

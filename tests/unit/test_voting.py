@@ -1,13 +1,19 @@
 """Confident voting on completions made by hand."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixdistill.errors import UserError
-from mixdistill.generation.sampler import Generated
-from mixdistill.generation.voting import Voting, lowest_mean, vote
+from mixdistill.generation.policy import Policy
+from mixdistill.generation.sampler import Generated, LowConfidence
+from mixdistill.generation.voting import Voting, lowest_mean, sampler_of, vote
+from mixdistill.students import families
+from mixdistill.students.decoder import make_student
 
 
 def said(answer: int, *confidence: float) -> Generated:
@@ -73,3 +79,23 @@ def test_bad_settings():
     for bad in ({"warmup": 5, "budget": 4}, {"keep": 0}, {"consensus": 1.5}, {"window": 0}):
         with pytest.raises(UserError, match=r"voting|keep"):
             Voting(**bad)
+
+
+def test_a_student_votes():
+    """Against the sampler itself: stopped completions are prefixes of what they would have been."""
+    student = make_student(dataclasses.replace(families.tiny(17), layers=1, unroll=1))
+    params = student.init(jax.random.key(2))
+    settings = {"max_new": 8, "eos_id": 1, "policy": Policy(temperature=2.0), "seed": 4}
+    sample = sampler_of(student, params, [5, 6, 7], **settings)
+    whole = sample(0, 8, LowConfidence(2, -np.inf, 4))
+    again = [*sample(0, 4, LowConfidence(2, -np.inf, 4)), *sample(4, 4, LowConfidence(2, -np.inf, 4))]
+    assert [one.tokens.tolist() for one in whole] == [one.tokens.tolist() for one in again]
+    voting = Voting(warmup=4, budget=8, round_size=4, window=2, keep=50, consensus=1.0, top_k=4)
+    result = vote(sample, lambda one: str(one.tokens), voting)
+    lowest = [lowest_mean(one.confidence, 2) for one in whole]
+    threshold = np.percentile(lowest[:4], 50)
+    assert result.threshold == pytest.approx(threshold)
+    assert result.num_stopped == sum(value < threshold for value in lowest[4:]) > 0
+    kept = [len(one.tokens) for i, one in enumerate(whole) if i < 4 or lowest[i] >= threshold]
+    assert result.saved == pytest.approx(np.mean(kept) * 8 - result.tokens)
+    assert result.tokens < sum(len(one.tokens) for one in whole)
