@@ -18,6 +18,7 @@ from mixdistill.errors import UserError, unknown
 MESH_AXES = ("data", "fsdp", "tensor")
 LogicalAxes = tuple[str | None, ...]
 MeshAxes = tuple[str, ...]
+Device = Any  # a jax.Device, which has no type stubs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ FSDP = Rules({"batch": ("data", "fsdp"), "embed": "fsdp"})
 TENSOR = FSDP.replace(vocab="tensor", heads="tensor", kv_heads="tensor", mlp="tensor")
 
 
-def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Device] | None = None) -> Mesh:
     """A mesh of all `devices` (default: all there are) with axes data, fsdp, tensor; an axis not in `shape` has size 1.
 
     One size may be -1: whatever is left. Axis types are Auto. Raises `UserError` if the shape does not use all devices.

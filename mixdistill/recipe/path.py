@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mixdistill.errors import UserError, unknown
 from mixdistill.recipe.recipe import Recipe
-from mixdistill.recipe.text import knobs, named
+from mixdistill.recipe.text import is_named_tuple, knobs, named
 from mixdistill.signals.signal import Bound, use
 
 
@@ -43,7 +43,7 @@ def _set(value: Any, names: list[str], text: str, hint: Any, path: str) -> Any:
         return use(value, **{name: _knob(value.fn, value.knobs, name, rest, text, path)})
     if isinstance(value, functools.partial):
         return functools.partial(value, **{name: _knob(value.func, value.keywords, name, rest, text, path)})
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         _known({field.name: field for field in dataclasses.fields(value)}, name, path)
         hint = _hints(type(value)).get(name)
         return dataclasses.replace(value, **{name: _set(getattr(value, name), rest, text, hint, path)})
@@ -54,7 +54,7 @@ def _set(value: Any, names: list[str], text: str, hint: Any, path: str) -> Any:
         if rest or inner is None:
             _known(value, name, path)
         return {**value, name: _set(value.get(name), rest, text, inner, path)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
+    if is_named_tuple(value):
         _known(value._asdict(), name, path)
         hint = _hints(type(value)).get(name)
         return value._replace(**{name: _set(getattr(value, name), rest, text, hint, path)})

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def lines(value: Any, path: str = "") -> Iterator[Line]:
             yield from lines(item, _join(path, field.name))
     elif isinstance(value, Mapping):
         yield from _children(path, "{}", value.items())
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+    elif is_named_tuple(value):
         yield from _header(path, type(value))
         yield from _children(path, "()", zip(value._fields, value, strict=True))
     elif isinstance(value, tuple | list):
@@ -85,6 +85,11 @@ def named(items: Sequence) -> dict[str, Any]:
     names = [_signal_name(item) for item in items]
     plain = None in names or len(set(names)) < len(names)
     return {str(index) if plain else str(names[index]): item for index, item in enumerate(items)}
+
+
+def is_named_tuple(value: Any) -> TypeGuard[Any]:
+    """True for a NamedTuple, whose items have names of their own."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def _signal_name(item: Any) -> str | None:

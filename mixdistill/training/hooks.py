@@ -56,11 +56,11 @@ class Window:
     def add(self, tallies: Mapping[str, Tally]) -> None:
         """Numpy tallies of one train step. One that is not finite stands for itself and hides no other."""
         for name, (total, weight) in tallies.items():
-            before = self._total.get(name, Tally(np.zeros_like(total), np.zeros_like(weight)))
             finite = np.isfinite(total) & np.isfinite(weight)
-            self._total[name] = Tally(
-                before.sum + np.where(finite, total, 0.0), before.weight + np.where(finite, weight, 0.0)
-            )
+            # float64: a count of tokens outgrows what float32 holds exactly.
+            added = [np.where(finite, x, 0.0).astype(np.float64) for x in (total, weight)]
+            before = self._total.get(name)
+            self._total[name] = Tally._make(added if before is None else map(np.add, before, added))
 
     def take(self) -> dict[str, Tally]:
         """What was added since the last call."""
@@ -115,7 +115,7 @@ def _line(event: Event, teachers: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _plain(value: np.ndarray, teachers: tuple[str, ...]) -> Any:
+def _plain(value: Any, teachers: tuple[str, ...]) -> Any:
     """A number (None where not finite), a list, or for a vector with an entry a teacher, a dict by name."""
     if value.ndim:
         items = [_plain(item, teachers) for item in value]

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -15,7 +14,7 @@ from mixdistill.data.pipeline import Pipeline
 from mixdistill.data.placement import share
 from mixdistill.errors import UserError
 from mixdistill.generation.rollouts import SELF, Rollouts
-from mixdistill.mesh import make_mesh
+from mixdistill.mesh import Device, make_mesh
 from mixdistill.objective import Objective
 from mixdistill.optimizers import make_optimizer
 from mixdistill.recipe import Recipe, Stage, fingerprint, show
@@ -103,7 +102,7 @@ def source_of(recipe: Recipe, stage: int) -> Mixture | Rollouts:
     return dataclasses.replace(source, seed=int(seed[0]))
 
 
-def build(recipe: Recipe, devices: Sequence[jax.Device] | None = None, command: str = "") -> Job:
+def build(recipe: Recipe, devices: Sequence[Device] | None = None, command: str = "") -> Job:
     """Opens shards, makes the mesh, the student and the optimiser, and tries the objectives out on abstract arrays.
 
     Raises `UserError` for whatever is missing or does not fit.

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from mixdistill.data.placement import place
+from mixdistill.mesh import Device
 from mixdistill.recipe import Recipe
 from mixdistill.training import workdir as workdirs
 from mixdistill.training.batches import Batches, read, told
@@ -46,7 +45,7 @@ def run(
     workdir: Path | str,
     *,
     hooks: Sequence[Hook] = (),
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     quiet: bool = False,
     command: str = "",
 ) -> Outcome:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,7 +56,7 @@ def teacher_table(event: Event, teachers: tuple[str, ...]) -> Table:
     table = Table("teacher")
     columns = [(title, numbers[name], form) for title, (name, form) in COLUMNS.items() if name in numbers]
     if "teacher/tokens" in event.tallies:
-        tokens = event.tallies["teacher/tokens"].sum
+        tokens = np.asarray(event.tallies["teacher/tokens"].sum)
         columns.insert(0, ("share", tokens / max(tokens.sum(), 1), "{:.0%}"))
     columns += [("weight", numbers[name], "{:.0%}") for name in numbers if name.startswith("router/")]
     for title, *_ in columns:

@@ -54,8 +54,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, tokens=total.valid.astype(jnp.float32)
         )
+        params: Any = optax.apply_updates(state.params, updates)
         memory = update_memory(objective, state.memory, tallies, state.train_step)
-        new = TrainState(state.train_step, optax.apply_updates(state.params, updates), opt_state, memory)
+        new = TrainState(state.train_step, params, opt_state, memory)
         update_norm = optax.global_norm(updates)
         usable = jnp.isfinite(loss.sum) & jnp.isfinite(update_norm) & (loss.weight > 0)
         new = jax.tree.map(lambda after, before: jnp.where(usable, after, before), new, state)
