@@ -32,8 +32,8 @@ Likeliest = tuple[tuple[int, float], ...]  # (token, share) in descending order
 
 
 class ConflictMatrix(NamedTuple):
-    """`score[i, j]` in bits between teachers i and j, 0 on the diagonal, NaN for a teacher without data in both halves
-    of its traces. `shared[i, j]` is the mass of the contexts that both have; where it is 0 nothing was compared."""
+    """`score[i, j]` in bits between teachers i and j, 0 on the diagonal, NaN for a teacher of fewer than two traces.
+    `shared[i, j]` is the mass of the contexts that both have; where it is 0 nothing was compared."""
 
     teachers: tuple[str, ...]
     score: np.ndarray  # float64 [K, K]
@@ -63,7 +63,8 @@ class Continuations:
     vocabulary: int  # tokens lie below it
     events: tuple[np.ndarray, ...]  # for each teacher int64 [n], ascending: context number * vocabulary + next token
     counts: tuple[np.ndarray, ...]  # for each teacher float64 [n, 2]: how often, in either half
-    totals: np.ndarray  # int64 [K, 2]: all events of each half, shared contexts or not
+    totals: np.ndarray  # int64 [K]: all events, shared contexts or not
+    num_traces: np.ndarray  # int64 [K]
 
 
 def continuation_conflict(traces: Mapping[str, Sequence[np.ndarray]], *, width: int = WIDTH) -> ConflictMatrix:
@@ -91,15 +92,16 @@ def count_continuations(
         event, number = np.unique(at[kept] * vocabulary + w.target[kept], return_inverse=True)
         events.append(event)
         counts.append(_count(number, len(event), w.late[kept]))
-    totals = np.array([[(~w.late).sum(), w.late.sum()] for w in found], np.int64).reshape(-1, 2)
-    return Continuations(tuple(traces), contexts, vocabulary, tuple(events), tuple(counts), totals)
+    totals = np.array([len(w.target) for w in found], np.int64)
+    num_traces = np.array([len(of_teacher) for of_teacher in traces.values()], np.int64)
+    return Continuations(tuple(traces), contexts, vocabulary, tuple(events), tuple(counts), totals, num_traces)
 
 
 def conflict_matrix(continuations: Continuations) -> ConflictMatrix:
     """The scores of all pairs."""
     size = len(continuations.teachers)
     score, shared = np.zeros((size, size)), np.zeros((size, size))
-    empty = (continuations.totals == 0).any(axis=1)
+    empty = continuations.num_traces < 2  # a half without traces
     score[empty, :] = score[:, empty] = np.nan
     np.fill_diagonal(score, 0.0)
     for i in range(size):
@@ -198,7 +200,7 @@ def _compare(continuations: Continuations, i: int, j: int) -> _Pair:
         return np.add.reduceat(_js_terms(p[:, a], p[:, b]), start)
 
     excess = (js(0, 2) + js(1, 3) + js(0, 3) + js(1, 2)) / 4 - (js(0, 1) + js(2, 3)) / 2
-    totals = continuations.totals.sum(axis=1)
+    totals = np.maximum(continuations.totals, 1)
     mass = np.minimum(seen[:, :2].sum(1) / totals[i], seen[:, 2:].sum(1) / totals[j])
     both = (seen > 0).all(axis=1)
     return _Pair(context[both], mass[both], excess[both])

@@ -222,6 +222,8 @@ def reason(admission: Admission) -> str:
 
 def _worst(admission: Admission, name: str) -> str:
     """The teacher of the group that this one conflicts with most."""
+    if any(math.isnan(admission.conflict.between(name, other)) for other in admission.teachers):
+        return f"{name} unknown for want of traces"
     score, other = max((admission.conflict.between(name, other), other) for other in admission.teachers)
     return f"{other}-{name} {score:.2f}"
 

@@ -46,7 +46,7 @@ def slow_score(first, second, width):
         across = sum(js(x[c], y[c]) for x in (a1, a2) for y in (b1, b2)) / 4
         score += mass * (across - (js(a1[c], a2[c]) + js(b1[c], b2[c])) / 2)
         shared += mass
-    empty = any(not h for h in (a1, a2, b1, b2))
+    empty = min(len(first), len(second)) < 2
     return (math.nan if empty else score / max(shared, 0.02)), shared
 
 
@@ -97,6 +97,12 @@ def test_the_first_tokens_of_a_trace_are_no_conflict():
 def test_no_data_is_not_zero():
     found = continuation_conflict({"a": [array(1, 2, 3)] * 4, "one": [array(1, 2, 3)], "none": []})
     assert np.isnan(found.score[~np.eye(3, dtype=bool)]).all()
+
+
+def test_a_teacher_without_reasoning_shares_nothing_and_conflicts_with_nobody():
+    found = continuation_conflict({"a": [array(1, 2, 3)] * 4, "terse": [array(3)] * 4})
+    assert found.between("a", "terse") == 0
+    assert found.shared[0, 1] == 0
 
 
 def test_worst_contexts_name_what_either_teacher_writes():
