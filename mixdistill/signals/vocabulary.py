@@ -137,7 +137,7 @@ def _check_ids(ids, valid, num_vocab: int) -> None:
     """Nothing but under `checkify`, where ids out of range are an error."""
     fine = (ids >= 0) & (ids < num_vocab)
     fine = fine if valid is None else fine | ~valid[..., None]
-    checkify.debug_check(fine.all(), f"ids are out of range; they are at least 0 and less than {num_vocab}")
+    checkify.debug_check(jnp.all(fine), f"ids are out of range; they are at least 0 and less than {num_vocab}")
 
 
 def _parts(mesh: Mesh | None, axes: tuple[str, ...]) -> int:

@@ -46,7 +46,9 @@ def gradients(**knobs):
         far = (stats.lse[..., None] - stats.logit) * jnp.array([1.0, 0.3, 0.1])
         return (weight[..., None] * far).sum(), stats
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    # Compiling is what costs here; the code is the same.
+    quick = {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options=quick)
 
 
 @functools.cache
@@ -98,10 +100,10 @@ def test_every_mesh_gives_what_one_device_gives(sizes, knobs):
     assert grads[1].sharding.is_equivalent_to(NamedSharding(mesh, unembed), 2)
     # The largest thing that is ever gathered is a vocabulary tile, or a few numbers of each token.
     tokens = ROWS * LENGTH // (sizes[0] * math.prod(sizes[2:]))
+    tile, numbers = EMBED * TILES.backward_vocab, max(ROWS * LENGTH, tokens * 5 * sizes[1])
     if knobs["backward"] != "dense":
-        assert max(gathered(compiled), default=0) <= max(
-            EMBED * TILES.backward_vocab, tokens * 5 * sizes[1], ROWS * LENGTH
-        )
+        assert max(gathered(compiled), default=0) <= max(tile, numbers)
+        assert (tile in gathered(compiled)) == ("embed_axes" in knobs)
 
 
 def test_temporaries_of_a_device_are_tiles():
