@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 POLL = 0.2  # seconds between two looks at what has arrived
+PATIENCE = 30.0  # seconds until processes that do not end are ended; compiling cannot be interrupted
 
 Report = Callable[[float], None]  # the share of the job that is done, 0 to 1
 
@@ -67,8 +68,8 @@ class Crew:
             self._bars.stop()
         if self._pool:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
-            for process in multiprocessing.active_children() if kind else ():
-                process.terminate()  # a run saves a checkpoint first
+            if kind is not None:
+                _end_children()
             for name, value in self._before.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
@@ -115,12 +116,25 @@ class Crew:
             self._bars.remove_task(task)
 
 
+def _end_children() -> None:
+    """Asks again and again: a run takes the first signal as a request to stop, and its process goes on."""
+    until = time.monotonic() + PATIENCE
+    while (alive := multiprocessing.active_children()) and time.monotonic() < until:
+        for process in alive:
+            process.terminate()
+        alive[0].join(POLL)
+    for process in alive:
+        process.kill()
+
+
 def _bars() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     return Progress(*columns, TimeElapsedColumn(), transient=True)
 
 
-_report_to: Any = None  # of a worker: where its reports go
+# Of a worker: where its reports go, and whether it was told to stop.
+_report_to: Any = None
+_stopped = False
 
 
 def _begin(arrived: Any) -> None:
@@ -131,8 +145,15 @@ def _begin(arrived: Any) -> None:
 
 
 def _work(number: int, job: Job) -> tuple[Any, float]:
+    global _stopped
+    if _stopped:
+        raise KeyboardInterrupt
     began = time.perf_counter()
-    result = _done(job, lambda share: _report_to.put((number, share)))
+    try:
+        result = _done(job, lambda share: _report_to.put((number, share)))
+    except KeyboardInterrupt:
+        _stopped = True
+        raise
     return result, time.perf_counter() - began
 
 

@@ -1,6 +1,9 @@
 """Crew: results in order, in this process and in others, and what an interrupted job does."""
 
+import multiprocessing
 import os
+import signal
+import time
 
 import pytest
 
@@ -40,3 +43,22 @@ def test_an_interrupted_job_interrupts_everything(workers):
 
     with pytest.raises(KeyboardInterrupt):
         start()
+
+
+def stubborn(report):
+    """Takes the first signal as a request to stop, as a run does; then its process is free for the next job."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *unused: heard.append(True))
+    while not heard:
+        time.sleep(0.02)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_no_process_goes_on_after_an_interruption():
+    def start():
+        with Crew(2, 6) as crew:
+            crew.do([Job("stubborn", stubborn), Job("a", interrupted), *[Job("stubborn", stubborn)] * 4])
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert multiprocessing.active_children() == []
