@@ -16,6 +16,7 @@ from mixdistill.mesh import FSDP, make_mesh, sharding
 from mixdistill.objective import sums_and_gradients
 
 TOLERANCE = 1e-4  # of the largest entry: float32 sums in another order
+SURE = 4.0  # logits so many times as large: float32 probabilities of exactly 1 and log-probabilities down to -60
 NUM_PARTS, NUM_DEVICES = 4, 8
 
 
@@ -92,6 +93,15 @@ def gradient_is_finite_under_any_mask(bench: Bench) -> None:
         return "; ".join(f"{field} False on {say([p for f, p in masks if f == field])}" for field in fields)
 
     _hold(bench, MASKS, wrong, describe)
+
+
+def finite_for_a_sure_student(bench: Bench) -> None:
+    got = bench.measure(bench.batch, {**bench.params, "unembed": SURE * bench.params["unembed"]})
+    try:
+        assert np.isfinite(got.loss).all(), f"the loss adds up to {got.loss.sum()}"
+        _finite(got.gradient)
+    except AssertionError as error:
+        raise AssertionError(f"where p(target) is exactly 1, or as small as e^-60, {error}") from None
 
 
 def nan_under_a_closed_gate_goes_nowhere(bench: Bench) -> None:
@@ -203,6 +213,7 @@ PROPERTIES: Sequence[Callable[[Bench], str | None]] = (
     zero_weights_give_zero_gradient,
     closed_tokens_get_no_gradient,
     gradient_is_finite_under_any_mask,
+    finite_for_a_sure_student,
     nan_under_a_closed_gate_goes_nowhere,
     packed_equals_unpacked,
     padding_changes_nothing,

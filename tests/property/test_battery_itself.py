@@ -78,6 +78,10 @@ def through_a_signal(leaky):
     return leaky
 
 
+def root(label_logprob):
+    return jnp.sqrt(-label_logprob)
+
+
 def over_the_row(label_logprob, valid):
     return -label_logprob * jnp.cumsum(valid, axis=1)
 
@@ -129,6 +133,7 @@ BROKEN = [
     (Term, through_the_gate, "closed tokens get no gradient", "a gradient reaches trace 0 token"),
     (Term, through_the_gate, "nan under a closed gate goes nowhere", "with NaN at trace 0 token"),
     (Term, per_content_token, "gradient is finite under any mask", "content False on trace"),
+    (Term, root, "finite for a sure student", "where p(target) is exactly 1"),
     (Term, over_the_row, "packed equals unpacked", "in rows [[0]"),
     (Term, by_column, "padding changes nothing", "behind padding: trace"),
     (Term, by_row, "order of rows changes nothing", "in the order"),
