@@ -114,12 +114,14 @@ class Mlp(nnx.Module):
         self.down = make.normal((mlp, embed), ("mlp", "embed"), mlp**-0.5 * (2 * config.layers) ** -0.5)
 
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        up = x @ self.up[...].astype(x.dtype)
+        # Rows and columns as one axis: XLA on CPUs takes half the time for the gradient of such a matrix product.
+        flat = x.reshape(-1, x.shape[-1])
+        up = flat @ self.up[...].astype(x.dtype)
         if self.kind == "swiglu":
-            inner = jax.nn.silu(x @ self.gate[...].astype(x.dtype)) * up
+            inner = jax.nn.silu(flat @ self.gate[...].astype(x.dtype)) * up
         else:
             inner = jax.nn.gelu(up) if self.kind == "gelu" else jax.nn.relu(up)
-        return inner @ self.down[...].astype(x.dtype)
+        return (inner @ self.down[...].astype(x.dtype)).reshape(x.shape)
 
 
 class Block(nnx.Module):
