@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from mixdistill.commands import pilots
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
@@ -26,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page that works offline")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a warning")
+    pilots.add_arguments(parser)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
 
 
@@ -39,6 +42,10 @@ def run(args: argparse.Namespace) -> int:
     for name in ("workers", "max_traces"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    if (args.second_opinion or args.pilot is not None) and not args.student:
+        raise UserError("pilots are trained from a student: give --student with --pilot and --second-opinion")
+    if args.pilot is not None:
+        pilots.check_pilots(args, shards)
     found = inspect(shards, workers=args.workers, against=_prompts(args.against))
     if args.student:
         _add_student(found, shards, args)
@@ -68,6 +75,7 @@ def _add_student(found: dict, shards, args: argparse.Namespace) -> None:
 
     opened = open_student(args.student)
     check_tokenizer(opened, shards)
+    plan = pilots.pilot_plan(args)
     made = fit(
         shards,
         opened.student,
@@ -89,6 +97,10 @@ def _add_student(found: dict, shards, args: argparse.Namespace) -> None:
     found["pairs"] |= {"gradient_cosine": made.cosine, "gradient_conflict_rate": made.conflict_rate}
     for name, row in found["teachers"].items():
         row["measures"], row["undecidable"] = made.measures[name], made.undecidable.get(name)
+    if args.second_opinion:
+        pilots.add_second_opinions(found["teachers"], shards, opened, plan)
+    if args.pilot is not None:
+        found["pilots"] = pilots.mix_table(shards, opened, args.pilot, plan)
     conclude(found)
 
 

@@ -48,7 +48,7 @@ def batches(sequences: Sequence[Scored], num_tokens: int, multiple: int = 1) -> 
         packed = fill_rows(fitting, [sequences[i].columns for i in fitting], width)
         whole = len(packed) if last else len(packed) // rows * rows
         for first in range(0, whole, rows):
-            yield _lay_out(sequences, packed[first : first + rows], rows, width)
+            yield lay_out(sequences, packed[first : first + rows], rows, width)
         # What does not fill a batch of this width waits for the next one.
         done = {i for row in packed[:whole] for i, _ in row}
         waiting = [i for i in waiting if i not in done]
@@ -74,7 +74,8 @@ def fill_rows(numbers: list[int], sizes: list[int], width: int) -> list[Row]:
     return rows
 
 
-def _lay_out(sequences: Sequence[Scored], rows: list[Row], num_rows: int, width: int) -> tuple[Batch, list[Spot]]:
+def lay_out(sequences: Sequence[Scored], rows: list[Row], num_rows: int, width: int) -> tuple[Batch, list[Spot]]:
+    """One batch [num_rows, width] of these rows; those that are not given are padding."""
     batch = {name: np.zeros((num_rows, width), np.int32) for name in ("tokens", "target", "segment_id", "position")}
     batch["valid"] = np.zeros((num_rows, width), bool)
     spots = []

@@ -41,6 +41,7 @@ def inspect(shards: Shards, *, workers: int = 1, against: Sequence[str] = ()) ->
         "tokens": int(shards.manifest["num_tokens"]),
         "problems": len(shards.problems),
         "student": None,
+        "pilots": [],
         "teachers": teachers,
         "pairs": {**describe_pairs(shards, found), "conflict": matrix.score, "shared": matrix.shared},
         "clashes": _clashes(shards, continuations, matrix),

@@ -25,8 +25,32 @@ SURE, IMPLAUSIBLE = 0.7, 0.1  # probabilities
 WINDOW = 6  # tokens that the classifier reads, fillers included
 SKIP = 3  # first completion tokens that are not counted: how to begin is a choice of style
 THRESHOLD = 0.13  # of U2late
+TAG_THRESHOLD = 0.15  # of the second opinion, nats
 RIDGE = 1e-3  # times the squared weights, added to the classifier's mean log-loss
+PARTS = 6  # of the position profile
 NAMES_DISAGREEMENT, NAMES_TEACHER = 0.1, 0.5  # dis and d below these are called low
+
+
+class SecondOpinion(NamedTuple):
+    """U3F: what a tag that names the candidate is worth to the anchor, in nats a content token of the anchor's held-out
+    traces. Of two students that were trained a little on both teachers from where the anchor's student stood."""
+
+    untagged: float  # nats, of the student that was not told who wrote what
+    tagged: float  # nats, of the one whose candidate's traces began with a tag
+    num_tokens: int
+
+    @property
+    def score(self) -> float:
+        return self.untagged - self.tagged
+
+    def conflicts(self, threshold: float = TAG_THRESHOLD) -> bool | None:
+        """Whether the tag helps so much that the two are in conflict; None: no data."""
+        return None if np.isnan(self.score) else self.score > threshold
+
+
+def agreed(first: bool | None, second: bool | None) -> bool | None:
+    """What two opinions agree on; None where they differ, or where one has no data."""
+    return first if first is second else None
 
 
 class Undecidable(NamedTuple):
@@ -68,21 +92,83 @@ def undecidable_disagreement(
     candidate, with the anchor student's log-probability of each of their tokens and of its own first choice (nats, an
     entry a token).
     """
+    return summary(scored, torn_tokens(anchor, candidate, scored, label_logprob, top1_logprob))
+
+
+class Torn(NamedTuple):
+    """An entry a counted token of the candidate's traces."""
+
+    entry: np.ndarray  # int64 [m]: in the traces as given
+    sure: np.ndarray  # bool [m]: the anchor's student contradicts it
+    decodable: np.ndarray  # float64 [m]: d
+
+    @property
+    def undecidable(self) -> np.ndarray:
+        """float64 [m]: dis x (1 - d)."""
+        return self.sure * (1 - self.decodable)
+
+
+class Part(NamedTuple):
+    """A stretch of the traces: places from `start` to `stop`, as shares of their length. Means as in `Undecidable`."""
+
+    start: float
+    stop: float
+    disagreement: float
+    decodability: float
+    undecidable: float
+    num_tokens: int
+
+
+def torn_tokens(
+    anchor: Completions,
+    candidate: Completions,
+    scored: Completions,
+    label_logprob: np.ndarray,
+    top1_logprob: np.ndarray,
+) -> Torn:
+    """What `undecidable_disagreement` is a mean of; its arguments."""
     rows = counted(scored)
     if not len(rows):
-        return Undecidable(np.nan, np.nan, np.nan, np.nan, 0, 0)
+        return Torn(rows, np.zeros(0, bool), np.zeros(0))
     sure = (top1_logprob[rows] > np.log(SURE)) & (label_logprob[rows] < np.log(IMPLAUSIBLE))
-    decodable = np.clip(2 * name_candidate(anchor, candidate, scored) - 1, 0, 1)
-    late = scored.place[rows] >= scored.length[rows] / 3
-    torn = sure * (1 - decodable)
+    return Torn(rows, sure, np.clip(2 * name_candidate(anchor, candidate, scored) - 1, 0, 1))
+
+
+def summary(scored: Completions, torn: Torn) -> Undecidable:
+    """The means; NaN where nothing was counted."""
+    late = _place(scored, torn) >= 1 / 3
     return Undecidable(
-        float(sure.mean()),
-        _mean(decodable[sure]),
-        float(torn.mean()),
-        _mean(torn[late]),
-        len(rows),
+        _mean(torn.sure),
+        _mean(torn.decodable[torn.sure]),
+        _mean(torn.undecidable),
+        _mean(torn.undecidable[late]),
+        len(torn.entry),
         int(late.sum()),
     )
+
+
+def profile(scored: Completions, torn: Torn, parts: int = PARTS) -> list[Part]:
+    """The means over stretches of equal relative length, from the first token to the last: where in a trace it is."""
+    stretch = np.minimum((_place(scored, torn) * parts).astype(int), parts - 1)
+    found = []
+    for n in range(parts):
+        of = stretch == n
+        means = (torn.sure[of], torn.decodable[of & torn.sure], torn.undecidable[of])
+        found.append(Part(n / parts, (n + 1) / parts, *map(_mean, means), int(of.sum())))
+    return found
+
+
+def worst_tokens(scored: Completions, torn: Torn, limit: int) -> np.ndarray:
+    """int64: entries of the least decodable tokens that the student contradicts, at most one a trace, worst first; late
+    ones before early ones. What to look at."""
+    order = np.lexsort((torn.decodable, _place(scored, torn) < 1 / 3))
+    order = order[torn.sure[order]]
+    _, first = np.unique(scored.trace[torn.entry[order]], return_index=True)
+    return torn.entry[order[np.sort(first)[:limit]]]
+
+
+def _place(scored: Completions, torn: Torn) -> np.ndarray:
+    return scored.place[torn.entry] / scored.length[torn.entry]
 
 
 def counted(traces: Completions) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from mixdistill.diagnostics.groups import THRESHOLD
 from mixdistill.diagnostics.measures import MEASURES
+from mixdistill.diagnostics.undecidable import THRESHOLD as THRESHOLD_LATE
 
 # Above these a share or a ratio is worth a warning. Chosen for taste, not derived; each is printed with the warning.
 LONG, SHORT = 2.0, 0.5  # median length over the middle teacher's
@@ -33,7 +34,8 @@ def teacher_warnings(row: Mapping[str, Any]) -> list[Finding]:
 
 def verdict(name: str, row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """One line in words: length, fit, conflicts, and what is broken."""
-    words = [*_length_words(row), *_fit_words(name, rows), *_hedge_words(row, rows), *_conflict_words(row)]
+    words = [*_torn_words(row), *_length_words(row), *_fit_words(name, rows), *_hedge_words(row, rows)]
+    words += _conflict_words(row)
     words += [found["text"] for found in row.get("warnings", ()) if found["code"] in ("loops", "truncated", "wrong")]
     return "; ".join(words) or "unremarkable"
 
@@ -48,7 +50,16 @@ def _conflicts(row: Mapping[str, Any]) -> Iterator[Finding]:
             f"continues the same text otherwise than {worst}{more}; {THRESHOLD} bits or less are chance and taste",
             "look at the contexts shown; train one of the two, or a group, and compare",
         )
-    if (torn := row.get("undecidable")) and torn["conflict"]:
+    torn = row.get("undecidable")
+    if torn and torn["conflict"] is None and "second_opinion" in torn:
+        yield Finding(
+            "note",
+            "undecided",
+            f"two opinions differ on whether it conflicts with {torn['anchor']}: {torn['undecidable_late']:.2f} by "
+            f"disagreement, {torn['second_opinion']['score']:.2f} nats by a tag",
+            "look at the passages; train with it and without, and compare",
+        )
+    if torn and torn["conflict"]:
         yield Finding(
             "warning",
             "undecidable",
@@ -121,6 +132,15 @@ def _amount(row: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "note", "few", f"only {row['traces']} traces", "its numbers are rough; the intervals say how rough"
         )
+
+
+def _torn_words(row: Mapping[str, Any]) -> Iterator[str]:
+    """Undecidable disagreement comes first: it is the one number that has told harm from another notation."""
+    torn = row.get("undecidable")
+    if torn and torn["conflict"]:
+        yield f"clashes undecidably with {torn['anchor']} ({torn['undecidable_late']:.2f}, limit {THRESHOLD_LATE})"
+    elif torn and torn["verdict"] not in ("no data", "no disagreement"):
+        yield f"{torn['verdict']} beside {torn['anchor']} ({torn['undecidable_late']:.2f})"
 
 
 def _length_words(row: Mapping[str, Any]) -> Iterator[str]:

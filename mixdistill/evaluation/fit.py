@@ -18,8 +18,8 @@ from mixdistill.diagnostics.content import completions, sample_traces
 from mixdistill.diagnostics.intervals import Estimate
 from mixdistill.diagnostics.measures import TraceScores, by_teacher, trace_parts
 from mixdistill.diagnostics.survey import correctness
-from mixdistill.diagnostics.undecidable import undecidable_disagreement
 from mixdistill.errors import UserError, unknown
+from mixdistill.evaluation.disagreement import disagreements
 from mixdistill.generation import contexts
 from mixdistill.generation.scoring import BATCH_TOKENS, Runner
 from mixdistill.students.student import Params, Student
@@ -28,7 +28,6 @@ from mixdistill.traces.shards import Shards
 
 MAX_TOKENS = 400_000  # scored under each context, over all teachers: two minutes for 5 million parameters on two cores
 SKETCH_TOKENS = 100_000  # and read for gradient sketches
-TAUGHT_TOKENS = 20_000  # of each teacher, that teach the classifier of undecidable disagreement
 LEARNED = 0.15  # nats a content token; above it the anchor is not learned, and disagreement with it means little
 
 Fields = list[dict[str, np.ndarray]]  # of each trace
@@ -80,7 +79,7 @@ def fit(
     size = len(shards.teachers)
     return Fit(
         measures,
-        _disagreements(shards, anchor, numbers, own, teacher, seed) if learned else {},
+        disagreements(shards, anchor, numbers, own, score.runner, seed=seed) if learned else {},
         sketch.teacher_cosines(rows, teacher[of_row], size),
         sketch.conflict_rates(rows, teacher[of_row], size),
         anchor,
@@ -142,14 +141,14 @@ class _Scorer:
 
     def __init__(self, shards: Shards, student: Student, params: Params, fingerprint: str, ledger: Path | None):
         self._shards, self._ledger, self._fingerprint = shards, ledger, fingerprint
-        self._runner = Runner(student, params, BATCH_TOKENS, None)
+        self.runner = Runner(student, params, BATCH_TOKENS, None)
         self.scored_tokens = 0
 
     def __call__(self, context: contexts.Context, numbers: np.ndarray, encoded: Sequence[EncodedTrace]) -> Fields:
         opened = self._open(context.name)
         found = {i: opened.fields(int(n)) for i, n in enumerate(numbers) if opened is not None and int(n) in opened}
         lacking = [i for i in range(len(numbers)) if i not in found]
-        offsets, fields = self._runner(context, [encoded[i] for i in lacking])
+        offsets, fields = self.runner(context, [encoded[i] for i in lacking])
         self.scored_tokens += int(offsets[-1])
         for i, start, stop in zip(lacking, offsets[:-1], offsets[1:], strict=True):
             found[i] = {name: _float(array[start:stop]) for name, array in fields.items()}
@@ -189,31 +188,6 @@ def _content_surprisal(shards: Shards, numbers: np.ndarray, own: Fields, teacher
         chosen = surprisal[flat.content & (of_token == k)]
         found[name] = float(chosen.mean()) if len(chosen) else math.nan
     return found
-
-
-def _disagreements(
-    shards: Shards, anchor: str, numbers: np.ndarray, own: Fields, teacher: np.ndarray, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Undecidable disagreement of every other teacher with the anchor; the classifier learns from other traces."""
-    chosen = sample_traces(shards, 2**31, seed=seed)
-    scored = set(numbers.tolist())
-    others = {name: [n for n in order.tolist() if n not in scored] for name, order in chosen.items()}
-    taught = {name: completions(shards, _within(shards, rest)) for name, rest in others.items()}
-    found = {}
-    for k, name in enumerate(shards.teachers):
-        (mine,) = np.nonzero(teacher == k)
-        if name != anchor and len(mine):
-            label, top1 = (np.concatenate([own[i][field] for i in mine]) for field in ("label_logprob", "top1_logprob"))
-            asked = completions(shards, numbers[mine])
-            torn = undecidable_disagreement(taught[anchor], taught[name], asked, label, top1)
-            found[name] = {"anchor": anchor, **torn._asdict(), "conflict": torn.conflicts(), "verdict": torn.verdict}
-    return found
-
-
-def _within(shards: Shards, numbers: list[int]) -> list[int]:
-    """As many of the traces, in order, as TAUGHT_TOKENS allow."""
-    total = np.cumsum(shards.index["num_tokens"][np.array(numbers, np.int64)])
-    return numbers[: int(np.searchsorted(total, TAUGHT_TOKENS, side="right"))]
 
 
 def _sketches(

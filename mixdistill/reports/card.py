@@ -10,9 +10,11 @@ from rich.text import Text
 
 from mixdistill.diagnostics.inspection import all_warnings
 from mixdistill.diagnostics.measures import MEASURES
+from mixdistill.diagnostics.undecidable import TAG_THRESHOLD, THRESHOLD
 from mixdistill.reports.numbers import number, share
 
 SHOWN_ALIKE = 4
+SHOWN_TORN, SHOWN_PASSAGES = 4, 2  # teachers; of each
 SHOWN_MEASURES = ("rank_surprisal_ratio", "grape", "local_naturalness", "aslec_drop", "ifd", "lowest_confidence")
 
 
@@ -30,7 +32,10 @@ def _parts(inspection: Mapping[str, Any]) -> Iterator[Any]:
     yield ""
     yield _form(teachers)
     if inspection["student"]:
-        yield from ("", _student_line(inspection["student"]), _fit(teachers))
+        yield from ("", _student_line(inspection["student"]))
+        yield from _torn(teachers)
+        yield from ("", Text("what misleads about mixtures, and is shown for what it is", style="bold"), _fit(teachers))
+    yield from _pilots(inspection["pilots"])
     yield from _clashes(inspection["clashes"])
     yield from _groups(inspection["groups"])
     yield from _warnings(inspection)
@@ -72,21 +77,82 @@ def _fit(teachers: Mapping[str, Any]) -> Table:
     for name in known:
         arrow = {"low": " (low fits)", "high": " (high fits)"}.get(MEASURES[name].better, "")
         table.add_column(MEASURES[name].title + arrow, justify="right", no_wrap=True)
-    table.add_column("undecidable", justify="right")
     for teacher, row in teachers.items():
-        cells = [_interval(row.get("measures", {}).get(name)) for name in known]
-        table.add_row(escape(teacher), *cells, _undecidable(row.get("undecidable")))
+        table.add_row(escape(teacher), *(_interval(row.get("measures", {}).get(name)) for name in known))
     return table
+
+
+def _torn(teachers: Mapping[str, Any]) -> Iterator[Any]:
+    """Undecidable disagreement: both of its factors, where in the traces it lies, and passages to look at."""
+    torn = {name: row["undecidable"] for name, row in teachers.items() if row.get("undecidable")}
+    if not torn:
+        return
+    anchor = next(iter(torn.values()))["anchor"]
+    yield from ("", Text(f"undecidable disagreement with {anchor}: conflict above {THRESHOLD}", style="bold"))
+    table = Table("teacher", box=None, header_style="bold", pad_edge=False)
+    for title in ("late", "all", "disagrees", "decodable", "along the trace", *_second_titles(torn)):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for name, row in torn.items():
+        numbers = (row[k] for k in ("undecidable_late", "undecidable", "disagreement", "decodability"))
+        along = " ".join(f"{part['undecidable']:.2f}" if part["num_tokens"] else "-" for part in row["profile"])
+        table.add_row(escape(name), *map(number, numbers), along, *_second_cells(torn, row), escape(row["verdict"]))
+    yield table
+    yield from _passages(torn)
+
+
+def _second_titles(torn: Mapping[str, Any]) -> tuple[str, ...]:
+    return (f"tag is worth (limit {TAG_THRESHOLD})",) if any("second_opinion" in row for row in torn.values()) else ()
+
+
+def _second_cells(torn: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
+    if _second_titles(torn):
+        yield number(row["second_opinion"]["score"]) if "second_opinion" in row else "-"
+
+
+def _passages(torn: Mapping[str, Any]) -> Iterator[Text]:
+    """Of the teachers that clash; of the others there is --json."""
+    worst = sorted(torn.items(), key=lambda item: -item[1]["undecidable_late"])
+    for name, row in [item for item in worst if item[1]["conflict"] is not False][:SHOWN_TORN]:
+        for passage in row["passages"][:SHOWN_PASSAGES]:
+            student = f"the student {passage['student']!r} {passage['student_probability']:.0%}"
+            yield Text(f"  ...{passage['before']!r} -> {name} {passage['writes']!r}, {student}")
+
+
+def _pilots(pilots: list[Mapping[str, Any]]) -> Iterator[Any]:
+    if not pilots:
+        return
+    cost = f"{len(pilots)} of {pilots[0]['tokens']:,} tokens, {sum(pilot['seconds'] for pilot in pilots):.0f} s"
+    yield from ("", Text(f"pilots of the student: {cost}", style="bold"))
+    table = Table("mix", box=None, header_style="bold", pad_edge=False)
+    for title in ("right", "against the best of its teachers alone", "own NLL (nats)"):
+        table.add_column(title, justify="right")
+    table.add_column("")
+    for pilot in pilots:
+        gain = pilot["gain"]
+        table.add_row(
+            escape(" + ".join(pilot["teachers"])),
+            "-" if pilot["accuracy"] is None else _share_interval(pilot["accuracy"]),
+            "-" if gain is None else _gain(gain),
+            ", ".join(f"{escape(name)} {number(nll)}" for name, nll in pilot["own_nll"].items()),
+            "" if pilot["learned"] else "too short to tell",
+        )
+    yield table
+
+
+def _gain(gain: Mapping[str, Any]) -> str:
+    interval = f"[{gain['low']:+.2f}, {gain['high']:+.2f}]".replace("[", r"\[")
+    return f"{gain['mean']:+.2f} {interval} {escape(gain['over'])}"
+
+
+def _share_interval(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:.0%} [{found['low']:.0%}, {found['high']:.0%}]".replace("[", r"\[")
 
 
 def _interval(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None or number(estimate["value"]) == "-":
         return "-"
     return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]".replace("[", r"\[")
-
-
-def _undecidable(torn: Mapping[str, Any] | None) -> str:
-    return "-" if torn is None else f"{number(torn['undecidable_late'])} {torn['verdict']}"
 
 
 def _clashes(clashes: list[Mapping[str, Any]]) -> Iterator[Any]:

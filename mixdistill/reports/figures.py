@@ -145,6 +145,11 @@ def bars(id: str, about: str, series: Mapping[str, Mapping[str, float]], unit: s
     return Figure(id, about, data, layout, tall=count > 12, many_labels=count > 12)
 
 
+def array(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """float64, NaN where there is None."""
+    return np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64)
+
+
 def label(name: str) -> str:
     """A name as plotly shows it: it reads a little HTML in labels, and names of teachers are data."""
     return name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

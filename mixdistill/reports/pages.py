@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 
 from mixdistill.diagnostics.inspection import all_warnings
-from mixdistill.diagnostics.measures import MEASURES
 from mixdistill.reports import figures
 from mixdistill.reports.numbers import share
 from mixdistill.reports.page import Cell, Column, Figure, Line, Section, Table, cell, render, write
+from mixdistill.reports.student_page import student_sections
 from mixdistill.reports.viewer import choose_traces, trace_views
 from mixdistill.traces.shards import Shards
-
-MISLEADING = "Known to mislead about mixtures: teachers that clash at few tokens agree at all others."
 
 
 def write_inspection(
@@ -34,7 +32,7 @@ def inspection_sections(found: Mapping[str, Any]) -> list[Section]:
     teachers = found["teachers"]
     return [
         Section("teachers", "teachers", "Click a head to sort.", tables=[teacher_table(teachers)]),
-        *_fit(found),
+        *student_sections(found),
         Section("conflict", "conflict", CONFLICT, figures=_conflict(found), lines=list(_clashes(found["clashes"]))),
         Section("groups", "groups that may be mixed", GROUPS, lines=[Line(_group(group)) for group in found["groups"]]),
         Section("form", "form", FORM, figures=list(_form(found)), tables=[_form_table(teachers)]),
@@ -80,63 +78,9 @@ def teacher_table(teachers: Mapping[str, Any]) -> Table:
     return Table("teachers", columns, rows)
 
 
-def _fit(found: Mapping[str, Any]) -> list[Section]:
-    """What the student makes of them; nothing without a student."""
-    student, teachers = found["student"], found["teachers"]
-    if not student:
-        return []
-    known = [m for m in (*MEASURES, "grace") if any(m in row["measures"] for row in teachers.values())]
-    titles = {"grace": "GRACE", **{name: MEASURES[name].title for name in known if name in MEASURES}}
-    abouts = {
-        "grace": "tr(S_train^-1 S_test) of head gradients",
-        **{n: MEASURES[n].about for n in known if n in MEASURES},
-    }
-    columns = [Column("teacher", is_text=True), *(Column(titles[m], about=abouts[m]) for m in known)]
-    columns += [Column("torn", about="undecidable disagreement, late tokens"), Column("says", is_text=True)]
-    rows = [
-        [Cell(name), *(cell((row["measures"].get(m) or {}).get("value")) for m in known), *_torn(row["undecidable"])]
-        for name, row in teachers.items()
-    ]
-    plots = [
-        figures.points_with_intervals(
-            f"fit-{m}",
-            f"{titles[m]} of every teacher with 95 % intervals. {abouts[m]}",
-            {name: row["measures"][m] for name, row in teachers.items() if row["measures"].get(m)},
-            MEASURES[m].unit,
-            note=f"{titles[m]}, ",
-        )
-        for m in ("rank_surprisal_ratio", "grape")
-        if m in known
-    ]
-    learned = "" if student["anchor_is_learned"] else ", which is not learned: no undecidable disagreement"
-    about = (
-        f"{student['name']}: {student['traces']:,} traces. It knows {student['anchor']} best, at "
-        f"{student['anchor_content_nll'] or 0:.2f} nats a content token{learned}. None of these ranks conflicting "
-        "teachers right."
-    )
-    pairs = found["pairs"]
-    plots.append(
-        figures.heat_map(
-            "cosine",
-            "Cosine between the teachers' mean gradients. " + MISLEADING,
-            pairs["teachers"],
-            _array(pairs["gradient_cosine"]),
-            "cosine",
-            low=-1,
-            high=1,
-            centre=True,
-        )
-    )
-    return [Section("fit", "what the student makes of them", about, [Table("fit", columns, rows)], plots)]
-
-
-def _torn(row: Mapping[str, Any] | None) -> list[Cell]:
-    return [Cell("-", ""), Cell("-")] if row is None else [cell(row["undecidable_late"]), Cell(row["verdict"])]
-
-
 def _conflict(found: Mapping[str, Any]) -> list[Figure]:
     pairs = found["pairs"]
-    values = _array(pairs["conflict"])
+    values = figures.array(pairs["conflict"])
     about = "Continuation conflict of every two teachers, in bits."
     return [figures.heat_map("conflict-map", about, pairs["teachers"], values, "bits", low=0, high=_top(values))]
 
@@ -173,7 +117,7 @@ def _form(found: Mapping[str, Any]):
         for behaviour in ("deduction", "reflection", "exploration")
     }
     yield figures.bars("behaviours", "Share of steps of each behaviour.", behaviours, "share of steps", percent=True)
-    spelling = _array(pairs["spelling"])
+    spelling = figures.array(pairs["spelling"])
     about = "Jensen-Shannon distance of character trigrams between teachers."
     yield figures.heat_map("spelling", about, names, spelling, "distance", low=0, high=1)
 
@@ -210,10 +154,6 @@ def _listed(shares: Mapping[str, float]) -> str:
 def _warning(found: Mapping[str, str]) -> Line:
     who = f"{found['teacher']} " if found["teacher"] else ""
     return Line(f"{who}{found['text']}", more=found["remedy"], level=found["level"])
-
-
-def _array(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
-    return np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64)
 
 
 def _top(values: np.ndarray) -> float:
