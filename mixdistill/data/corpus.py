@@ -1,10 +1,12 @@
 """Corpus: the traces of a mixture as columns of numbers. All that planning needs; no trace is read."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from mixdistill.data.mixture import Mixture
+from mixdistill.data.beside import Column, OpenTags, open_column, open_fields, open_tags
+from mixdistill.data.mixture import Mixture, Select
 from mixdistill.errors import UserError, unknown
 from mixdistill.traces.shards import Shards
 
@@ -21,6 +23,8 @@ class Corpus(NamedTuple):
     cost: np.ndarray  # float64 [N]: what a trace counts for in the mixture's unit
     pools: tuple[np.ndarray, ...]  # for each teacher, the trace_ids that may be drawn
     counts: dict[str, dict[str, int]]  # {teacher: {"eligible", "dropped", "truncated"}}
+    fields: tuple[Mapping[str, Column], ...] = ()  # further batch fields, of each folder
+    tags: OpenTags | None = None
 
     def locate(self, trace_id: int) -> tuple[int, int]:
         """(folder, index in it)."""
@@ -30,7 +34,7 @@ class Corpus(NamedTuple):
 
 def open_corpus(mixture: Mixture) -> Corpus:
     """Opens the shards. Raises `UserError` for unknown teachers, folds or verdicts, teachers without a trace, traces
-    that are too long (by policy), and shards of different tokenizers."""
+    that are too long (by policy), shards of different tokenizers, and scores that are not there."""
     shards = tuple(Shards.open(folder) for folder in mixture.folders)
     for other in shards[1:]:
         if other.manifest["tokenizer"] != shards[0].manifest["tokenizer"]:
@@ -41,7 +45,13 @@ def open_corpus(mixture: Mixture) -> Corpus:
     teachers = tuple(sorted({name for s in shards for name in s.teachers}))
     teacher = np.concatenate([_renumbered(s.index["teacher_id"], s.teachers, teachers) for s in shards])
     num_tokens, num_prompt = (np.concatenate([s.index[name] for s in shards]) for name in ("num_tokens", "num_prompt"))
+    tags = open_tags(mixture.tags, shards[0], teachers, mixture.seed) if mixture.tags else None
+    if tags is not None:
+        added = np.array([len(ids) for ids in tags.ids])[teacher]
+        num_tokens, num_prompt = num_tokens + added, num_prompt + added
     wanted = np.concatenate([_wanted(s, mixture) for s in shards]) & _chosen(mixture, teachers, teacher)
+    if mixture.select is not None:
+        wanted &= _selected(mixture.select, shards, wanted)
     trained = np.minimum(num_tokens, mixture.length + 1) - np.maximum(num_prompt, 1)
     long = wanted & (num_tokens - 1 > mixture.length)
     _check_long(mixture, shards, long, num_tokens)
@@ -66,6 +76,8 @@ def open_corpus(mixture: Mixture) -> Corpus:
         trained.astype(np.float64) if mixture.unit == "tokens" else np.ones(len(teacher)),
         pools,
         counts,
+        tuple(open_fields(s, mixture.fields) for s in shards) if mixture.fields else (),
+        tags,
     )
 
 
@@ -112,6 +124,20 @@ def _wanted(shards: Shards, mixture: Mixture) -> np.ndarray:
                 raise unknown(f"{column} of {shards.path}:", name, known)
         keep &= np.isin(shards.index[column], [known.index(name) for name in chosen])
     return keep
+
+
+def _selected(select: Select, shards: tuple[Shards, ...], wanted: np.ndarray) -> np.ndarray:
+    """bool [N]: the one trace of each problem, of those that are wanted."""
+    columns = [open_column(s, select.by).of_trace for s in shards]
+    score = np.concatenate([column for column in columns if column is not None])
+    score = np.where(wanted, -score if select.keep == "highest" else score, np.nan)
+    names = [s.problems[number] for s in shards for number in s.index["problem"]]
+    problem = np.unique(names, return_inverse=True)[1]
+    order = np.lexsort((score, problem))  # stable, NaN last
+    first = np.concatenate([[True], np.diff(problem[order]) > 0]) if len(order) else np.zeros(0, bool)
+    chosen = np.zeros(len(score), bool)
+    chosen[order[first]] = True
+    return chosen & ~np.isnan(score)
 
 
 def _chosen(mixture: Mixture, teachers: tuple[str, ...], teacher: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixdistill.errors import UserError
+from mixdistill.errors import UserError, unknown
 from mixdistill.traces.shards import Shards
 
 ABOUT, SCHEMA_VERSION = "about.json", 1
@@ -86,6 +86,7 @@ class Ledger:
         self.blocks = list(blocks(folder, shards, context))
         self._starts = np.array([block.first for block in self.blocks], np.int64)
         self._read = functools.lru_cache(8)(_read_block)
+        self._columns: dict[tuple[int, str], tuple[np.ndarray, np.ndarray]] = {}
 
     @property
     def missing(self) -> int:
@@ -106,6 +107,19 @@ class Ledger:
         offsets, arrays = self._read(block.path)
         span = slice(*offsets[trace - block.first : trace - block.first + 2])
         return {name: _wide(array[span]) for name, array in arrays.items() if not name.startswith(SUMMARY)}
+
+    def field(self, trace: int, name: str) -> np.ndarray:
+        """One field of a trace as it is stored. What was read stays in memory, for traces in any order. Raises
+        `UserError` as `fields`, and for a field that is not there."""
+        block = self._block(trace)
+        if (block.first, name) not in self._columns:
+            self.fields(trace)
+            offsets, arrays = self._read(block.path)
+            if name not in arrays:
+                raise unknown(f"score in {self.folder} under {self.context!r}:", name, arrays)
+            self._columns[block.first, name] = offsets, arrays[name]
+        offsets, array = self._columns[block.first, name]
+        return array[slice(*offsets[trace - block.first : trace - block.first + 2])]
 
     def summary(self) -> dict[str, np.ndarray]:
         """Every number that is kept of a trace as a whole, float32 `[traces]`; NaN where a trace is not scored."""

@@ -3,7 +3,7 @@
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mixdistill.errors import UserError, unknown
@@ -11,6 +11,59 @@ from mixdistill.errors import UserError, unknown
 Unit = Literal["tokens", "traces"]
 PackBy = Literal["mixed", "teacher"]
 TooLong = Literal["drop", "truncate", "error"]
+Keep = Literal["lowest", "highest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What stands beside the shards of a trace: a column of the ledger that `mixdistill score` wrote.
+
+    `name` is a field with an entry a token ("label_logprob"), a number a trace ("summary/surprisal"), "verdict" (1
+    correct, 0 wrong, NaN neither; of the shards themselves), or "topk" with the context "topk-K".
+    """
+
+    name: str = "label_logprob"
+    context: str = "full"
+    student: str | None = None  # start of its fingerprint; None: the only one in the ledger
+    sidecar: str | None = None  # folder of the ledger; None: SHARDS.ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select:
+    """One trace a problem, by a score a trace: the one with the lowest or highest, then the first in the shards.
+
+    A trace without a score is not taken, nor is a problem without a trace that has one.
+    """
+
+    by: Scores
+    keep: Keep = "lowest"
+
+    def __post_init__(self):
+        if self.keep not in typing.get_args(Keep):
+            raise unknown("selection keeps", str(self.keep), typing.get_args(Keep))
+        if not (self.by.name == "verdict" or self.by.name.startswith("summary/")):
+            raise UserError(
+                f"a trace is selected by a number a trace, such as 'summary/surprisal', not {self.by.name!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tags:
+    """Every trace is told its teacher by tokens in front of its prompt, which are not trained on.
+
+    `text` is written in the tokens of the shards, "{teacher}" being the name; None: one new token a teacher, after the
+    tokenizer's own, whose embedding is learned. A share `drop` of the traces, drawn anew in every batch, goes without,
+    so that the student can do without, too.
+    """
+
+    text: str | None = None
+    drop: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.drop <= 1:
+            raise UserError(f"tags are dropped with probability {self.drop}; it lies between 0 and 1")
+        if self.text is not None and "{teacher}" not in self.text:
+            raise UserError(f"the tag {self.text!r} does not name its teacher; write '{{teacher}}' where the name goes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +85,10 @@ class Mixture:
     seed: int = 0
     pack_by: PackBy = "mixed"  # "teacher": a row holds traces of one teacher alone
     too_long: TooLong = "drop"  # a trace that does not fit in a row
+    fields: Mapping[str, Scores] = field(default_factory=dict)  # further fields of a batch, for Objective(fields=...)
+    select: Select | None = None  # None: all traces of a problem
+    tags: Tags | None = None
+    turns: int | None = None  # one teacher at a time, each for so many train steps; those without weight are left out
 
     def __post_init__(self):
         for name, kind in (("unit", Unit), ("pack_by", PackBy), ("too_long", TooLong)):
@@ -40,6 +97,11 @@ class Mixture:
         for name, least in (("rows", 1), ("length", 2)):
             if getattr(self, name) < least:
                 raise UserError(f"mixture {name} is {getattr(self, name)}; it is at least {least}")
+        if self.turns is not None and self.turns < 1:
+            raise UserError(f"mixture turns is {self.turns}; a teacher's turn lasts at least 1 train step")
+        for name, scores in self.fields.items():
+            if (scores.name == "topk") != (name == "teacher_topk"):
+                raise UserError(f"batch field {name!r} of score {scores.name!r}: 'topk' is the score of 'teacher_topk'")
         if not self.folders:
             raise UserError("a mixture needs at least one folder of shards")
         if self.weights is not None:

@@ -74,7 +74,8 @@ class Planner:
     def plan(self, state: State) -> tuple[Plan, State]:
         """The batch of `state.train_step` and the state after it."""
         weights, pending = _due(state)
-        draft = Draft(np.array(state.cursor), np.array(state.credit), weights, self._queues(state.waiting, weights))
+        now = self._turn(weights, state.train_step)
+        draft = Draft(np.array(state.cursor), np.array(state.credit), now, self._queues(state.waiting, now))
         places = [place for row in range(self.mixture.rows) for place in self._row(draft, row)]
         after = State(
             state.train_step + 1,
@@ -85,6 +86,16 @@ class Planner:
             pending,
         )
         return Plan(state.train_step, tuple(places)), after
+
+    def _turn(self, weights: np.ndarray, train_step: int) -> np.ndarray:
+        """The weights, or with `Mixture.turns` those of the teacher alone whose turn it is: of those that the mixture
+        began with, in order; all of them where that one has lost its weight."""
+        if self.mixture.turns is None:
+            return weights
+        among = np.flatnonzero(weight_vector(self.corpus, self.mixture))
+        turn = np.zeros(len(weights))
+        turn[among[train_step // self.mixture.turns % len(among)]] = 1.0
+        return turn if weights[turn > 0].all() else weights
 
     def _queues(self, waiting: tuple[int, ...], weights: np.ndarray) -> dict[int, list[int]]:
         """Traces that may share a row, together, oldest first; those of a teacher without weight by themselves."""

@@ -3,6 +3,7 @@
 name      scored       after                                      fields
 full      completion   its prompt                                 label_logprob rank entropy confidence top1_logprob
 topk-K    completion   its prompt                                 topk_id topk_logprob (K numbers a token)
+                                                                  topk_tail_logprob
 alone     completion   the start token: IFD's denominator         label_logprob
 local-W   completion   the W reasoning steps before its own       label_logprob (LALP)
 prompt    prompt       the start token: r-IFD's denominator       label_logprob

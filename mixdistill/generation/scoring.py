@@ -2,7 +2,8 @@
 
 Types: log-probabilities, entropy and confidence are float16 nats: half a thousandth of the value off at most, where one
 train step changes them by more. rank is uint8: 1 is the most likely token, and it saturates at 100. confidence is
-DeepConf's C, minus the mean log-probability of the 20 most likely tokens. topk_id is int32.
+DeepConf's C, minus the mean log-probability of the 20 most likely tokens. topk_id is int32,
+topk_tail_logprob the log of what is left for all other tokens.
 """
 
 import functools
@@ -165,7 +166,8 @@ def _most_likely(student: Student, params: Params, hidden: jax.Array, top_k: int
         return jax.lax.top_k(jax.nn.log_softmax(logits(student, params, hidden)), top_k)
 
     values, ids = jax.lax.map(row, hidden)  # a row at a time: its logits [T, V] are all that is held
-    return {"topk_id": ids.astype(jnp.int32), "topk_logprob": _half(values)}
+    tail = jnp.log1p(-jnp.minimum(jnp.exp(values).sum(axis=-1), 1.0))  # -inf where nothing is left
+    return {"topk_id": ids.astype(jnp.int32), "topk_logprob": _half(values), "topk_tail_logprob": _half(tail)}
 
 
 def _half(x: jax.Array) -> jax.Array:
