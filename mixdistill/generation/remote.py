@@ -9,6 +9,8 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -36,7 +38,7 @@ class Server:
     version: str | None = None  # of the weights: answers of others are refused and counted; None: any will do
     token_variable: str | None = None
     concurrency: int = 16  # requests under way at once
-    timeout: float = 120.0  # seconds for one answer
+    timeout: float = 120.0  # seconds for one answer; nor is one waited for longer where the server asks for a pause
     retries: int = 4  # of one request
     backoff: float = 0.5  # seconds before the first retry, doubled each time; up to as much again is added at random
     min_share: float = 0.5  # of the completions asked for; with fewer there is an error
@@ -60,6 +62,11 @@ class Answers(NamedTuple):
 
 class Unusable(Exception):
     """An answer that cannot be used; the message is a reason to count."""
+
+    def __init__(self, reason: str, *, retried: bool = True, pause: float = 0.0):
+        """`pause`: seconds that the server wants to be left alone."""
+        super().__init__(reason)
+        self.retried, self.pause = retried, pause
 
 
 def complete_remotely(
@@ -98,16 +105,8 @@ def complete_remotely(
 def _connections(server: Server):
     import urllib3
 
-    retry = urllib3.Retry(
-        total=server.retries,
-        status_forcelist=RETRIED,
-        allowed_methods=None,  # drawing again is harmless, so POST may be repeated
-        backoff_factor=server.backoff,
-        backoff_jitter=server.backoff,
-        redirect=0,  # another address was never configured
-        raise_on_status=False,
-    )
-    return urllib3.PoolManager(maxsize=server.concurrency, retries=retry, timeout=server.timeout)
+    # What is repeated, and when, is decided in `_ask` alone; another address was never configured, so none is followed.
+    return urllib3.PoolManager(maxsize=server.concurrency, retries=False, timeout=server.timeout)
 
 
 def _body(server: Server, prompt: Sequence[int], max_new: int, policy: Policy, seed: int) -> dict[str, Any]:
@@ -126,27 +125,59 @@ def _body(server: Server, prompt: Sequence[int], max_new: int, policy: Policy, s
 
 
 def _ask(server: Server, pool: Any, body: dict, eos_id: int, vocab_size: int) -> tuple[Generated, str] | str:
-    """The completion and the weights' version, or the reason why there is none."""
+    """The completion and the weights' version, or the reason why there is none after all retries."""
+    reason = ""
+    for number in range(server.retries + 1):
+        try:
+            found = parse(_post(server, pool, body), eos_id, server.version)
+            _check_tokens(found[0].tokens, body["max_tokens"], vocab_size)
+            return found
+        except Unusable as error:
+            reason = str(error)
+            if not error.retried:
+                break
+            if number < server.retries:
+                time.sleep(_pause(server, number, error.pause))
+    return reason
+
+
+def _pause(server: Server, number: int, wanted: float) -> float:
+    """Seconds before retry `number` (from 0): doubled each time, with jitter, or as long as the server wants."""
+    return min(max(server.backoff * (2**number + random.random()), wanted), server.timeout)
+
+
+def _post(server: Server, pool: Any, body: dict) -> bytes:
+    """The body of an answer with status 200. Raises `Unusable`."""
     import urllib3
 
     headers = {"Content-Type": "application/json"}
     if server.token_variable:
         headers["Authorization"] = f"Bearer {os.environ.get(server.token_variable, '')}"
-    reason = "no answer"
-    for _ in range(server.retries + 1):  # garbage is asked for again too
-        try:
-            url = f"{server.url.rstrip('/')}/completions"
-            with pool.request("POST", url, body=json.dumps(body), headers=headers, preload_content=False) as answer:
-                if answer.status != 200:
-                    return f"HTTP {answer.status}"
-                found = parse(answer.read(MAX_ANSWER_BYTES), eos_id, server.version)
-                _check_tokens(found[0].tokens, body["max_tokens"], vocab_size)
-                return found
-        except Unusable as error:
-            reason = str(error)
-        except urllib3.exceptions.HTTPError as error:
-            return "no answer in time" if "timed out" in str(error).lower() else f"no answer ({type(error).__name__})"
-    return reason
+    url, until = f"{server.url.rstrip('/')}/completions", time.monotonic() + server.timeout
+    try:
+        with pool.request("POST", url, body=json.dumps(body), headers=headers, preload_content=False) as answer:
+            if answer.status != 200:
+                wanted = answer.headers.get("Retry-After", "")
+                pause = float(wanted) if wanted.isascii() and wanted.isdigit() else 0.0
+                raise Unusable(f"HTTP {answer.status}", retried=answer.status in RETRIED, pause=pause)
+            return _read(answer, until)
+    except urllib3.exceptions.TimeoutError:
+        raise Unusable("no answer in time") from None
+    except urllib3.exceptions.HTTPError as error:
+        raise Unusable(f"no answer ({type(error).__name__})") from None
+
+
+def _read(answer: Any, until: float) -> bytes:
+    """All of it: a server that sends byte after byte resets a socket's timeout each time."""
+    parts, size = [], 0
+    while part := answer.read1(2**16):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            raise Unusable("the answer is too large")
+        if time.monotonic() > until:
+            raise Unusable("no answer in time")
+    return b"".join(parts)
 
 
 def _check_tokens(tokens: np.ndarray, max_new: int, vocab_size: int) -> None:

@@ -156,8 +156,18 @@ class Faulty(http.server.BaseHTTPRequestHandler):
         if status == 0:  # hangs
             time.sleep(1.5)
             return
+        if status == 1:  # a byte now and then
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(20):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.1)
+            return
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Retry-After", "86400")
         self.end_headers()
         self.wfile.write(body)
 
@@ -200,6 +210,7 @@ def test_a_passing_fault_costs_a_retry(faulty, first):
     [
         ((500, b""), "HTTP 500|no answer", 3),
         ((0, b""), "no answer in time", 3),
+        ((1, b""), "no answer in time", 3),
         ((200, b"garbage"), "not a completion", 3),
         ((200, answer_of([4], fingerprint="step-6")), "other weights", 3),
         ((200, answer_of([4], [float("nan")])), "not finite", 3),
