@@ -33,6 +33,7 @@ class Drawn(NamedTuple):
     rewards: Rewards  # [n]
     drawn_at: np.ndarray  # int32 [n]: train step of the weights that drew it; -1: not told
     distil: np.ndarray  # float32 [n]
+    num_faults: int = 0  # requests that failed on the way
     opinions: list[Opinion] | None = None  # [n]
 
     def take(self, rows: np.ndarray) -> "Drawn":
@@ -46,6 +47,7 @@ class Drawn(NamedTuple):
             rewards,
             self.drawn_at[rows],
             self.distil[rows],
+            self.num_faults,
             None if self.opinions is None else [self.opinions[row] for row in rows],
         )
 
@@ -62,6 +64,7 @@ def joined(rounds: list[Drawn]) -> Drawn:
         Rewards(np.concatenate([one.rewards.total for one in rounds]), parts),
         np.concatenate([one.drawn_at for one in rounds]),
         np.concatenate([one.distil for one in rounds]),
+        sum(one.num_faults for one in rounds),
     )
 
 

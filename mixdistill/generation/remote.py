@@ -50,6 +50,9 @@ class Server:
         for name in ("concurrency", "timeout"):
             if getattr(self, name) <= 0:
                 raise UserError(f"server {name} is {getattr(self, name)}; it must be positive")
+        for name in ("retries", "backoff"):
+            if getattr(self, name) < 0:
+                raise UserError(f"server {name} is {getattr(self, name)}; it is 0 or more")
 
 
 class Answers(NamedTuple):
@@ -58,6 +61,7 @@ class Answers(NamedTuple):
     completions: list[Generated | None]
     versions: list[str | None]  # of the weights, as the server names them
     failures: Counter[str]  # reasons, of requests that failed for good
+    faults: Counter[str]  # reasons, of every attempt that failed, those that were repeated with success among them
 
 
 class Unusable(Exception):
@@ -81,14 +85,18 @@ def complete_remotely(
 ) -> Answers:
     """A completion for each prompt (token ids), of at most `max_new` tokens, or so many for each. Raises `UserError`
     when fewer than the server's `min_share` of them came back."""
-    pool = _connections(server)
+    pool, faults = _connections(server), Counter()
     most = [max_new] * len(prompts) if isinstance(max_new, int) else list(map(int, max_new))
     with concurrent.futures.ThreadPoolExecutor(server.concurrency) as threads:
         asked = [
             threads.submit(_ask, server, pool, _body(server, prompt, most[i], policy, seed + i), eos_id, vocab_size)
             for i, prompt in enumerate(prompts)
         ]
-        results = [future.result() for future in asked]
+        results = []
+        for future in asked:
+            result, reasons = future.result()
+            results.append(result)
+            faults.update(reasons)
     pool.clear()
     failures = Counter(result for result in results if isinstance(result, str))
     good = [result for result in results if not isinstance(result, str)]
@@ -99,7 +107,7 @@ def complete_remotely(
         )
     came = [None if isinstance(result, str) else result for result in results]
     completions = [None if one is None else one[0] for one in came]
-    return Answers(completions, [None if one is None else one[1] for one in came], failures)
+    return Answers(completions, [None if one is None else one[1] for one in came], failures, faults)
 
 
 def _connections(server: Server):
@@ -124,21 +132,23 @@ def _body(server: Server, prompt: Sequence[int], max_new: int, policy: Policy, s
     return body | {name: value for name, value in optional.items() if value is not None}
 
 
-def _ask(server: Server, pool: Any, body: dict, eos_id: int, vocab_size: int) -> tuple[Generated, str] | str:
-    """The completion and the weights' version, or the reason why there is none after all retries."""
-    reason = ""
+def _ask(
+    server: Server, pool: Any, body: dict, eos_id: int, vocab_size: int
+) -> tuple[tuple[Generated, str] | str, list[str]]:
+    """The completion and the weights' version, or the last reason why there is none; and the reason of every fault."""
+    reasons: list[str] = []
     for number in range(server.retries + 1):
         try:
             found = parse(_post(server, pool, body), eos_id, server.version)
             _check_tokens(found[0].tokens, body["max_tokens"], vocab_size)
-            return found
+            return found, reasons
         except Unusable as error:
-            reason = str(error)
+            reasons.append(str(error))
             if not error.retried:
                 break
             if number < server.retries:
                 time.sleep(_pause(server, number, error.pause))
-    return reason
+    return reasons[-1], reasons
 
 
 def _pause(server: Server, number: int, wanted: float) -> float:

@@ -17,6 +17,7 @@ from mixdistill.students.student import Params, Student
 from mixdistill.training.processes import by_first, on_host
 
 Prompts = Sequence[Sequence[int]]
+Notes = dict[str, collections.Counter[str]]  # a server's "versions" and "faults", counted; only on the first process
 
 
 class Answered(NamedTuple):
@@ -24,7 +25,8 @@ class Answered(NamedTuple):
 
     completions: list[Generated]
     drawn_at: np.ndarray  # int32 [n]: train step of the weights that drew it; -1: not told
-    versions: collections.Counter[str]  # of the weights, as a server names them; only on the first process
+    num_faults: int  # requests that failed, those that were repeated with success among them
+    notes: Notes
 
 
 # (params, prompts, tokens at most for each, seed, train step)
@@ -53,7 +55,7 @@ def by_sampler(student: Student, limits: Limits, mesh: Mesh, rules: Rules) -> An
         rows = (asked["tokens"], asked["lengths"])
         found = sample(student, params, *rows, most=asked["most"], train_step=train_step, **drawing)
         drawn_at = np.full(len(prompts), train_step, np.int32)
-        return Answered(_rows(on_host(found), limits.eos_id), drawn_at, collections.Counter())
+        return Answered(_rows(on_host(found), limits.eos_id), drawn_at, 0, {})
 
     return answer
 
@@ -64,12 +66,13 @@ def by_server(server: Server, vocab_size: int, limits: Limits) -> Answering:
     def answer(params: Params, prompts: Prompts, most: np.ndarray, seed: int, train_step: int) -> Answered:
         del params, train_step
         drawing = {"max_new": most.tolist(), "eos_id": limits.eos_id, "policy": limits.policy, "seed": seed}
-        empty, versions, made = _blank(len(prompts), limits.max_new), collections.Counter(), None
+        empty, notes, made = (*_blank(len(prompts), limits.max_new), np.int32(0)), {}, None
         if jax.process_index() == 0:
             answers = complete_remotely(server, prompts, vocab_size=vocab_size, **drawing)
-            made, versions = _filled(empty, answers), collections.Counter(filter(None, answers.versions))
-        completion, drawn_at = by_first(made, empty)
-        return Answered(_rows(completion, limits.eos_id), drawn_at, versions)
+            made = (*_filled(empty[:2], answers), np.int32(answers.faults.total()))
+            notes = {"versions": collections.Counter(filter(None, answers.versions)), "faults": answers.faults}
+        completion, drawn_at, num_faults = by_first(made, empty)
+        return Answered(_rows(completion, limits.eos_id), drawn_at, int(num_faults), notes)
 
     return answer
 

@@ -1,7 +1,5 @@
 """One round of rollouts: prompts, whoever answers them, rewards, and what references say."""
 
-import collections
-
 import numpy as np
 from jax.sharding import Mesh
 
@@ -13,7 +11,7 @@ from mixdistill.generation.sampler import Generated
 from mixdistill.mesh import Rules
 from mixdistill.students.student import Params, Student
 from mixdistill.traces.record import EncodedTrace
-from mixdistill.training.answering import Limits, by_sampler, by_server
+from mixdistill.training.answering import Limits, Notes, by_sampler, by_server
 from mixdistill.training.asks import Ask, prompt_of, read_trace, recorded
 from mixdistill.training.judging import judged, rollout_of
 from mixdistill.training.probes import Probes
@@ -42,11 +40,9 @@ class Drawing:
         share = self._source.teaching.own_share if self._source.teaching else 1.0
         return bool(np.random.default_rng((self._source.seed, batch, 0)).random() < share)
 
-    def round(
-        self, params: Params, asks: list[Ask], number: tuple[int, int], train_step: int
-    ) -> tuple[Drawn, collections.Counter[str]]:
-        """`samples` completions of each ask, and the versions of the weights that a server named. `number` is that of
-        the batch and of the round in it."""
+    def round(self, params: Params, asks: list[Ask], number: tuple[int, int], train_step: int) -> tuple[Drawn, Notes]:
+        """`samples` completions of each ask, and what is noted of the server. `number` is that of the batch and of the
+        round in it."""
         traces = [read_trace(self._corpus, ask.trace_id) for ask in asks]
         prompts = [prompt_of(trace, ask) for trace, ask in zip(traces, asks, strict=True)]
         pairs = [pair for pair in zip(asks, traces, strict=True) for _ in range(self._source.samples)]
@@ -54,7 +50,7 @@ class Drawing:
         trace_id = np.array([ask.trace_id for ask, _ in pairs], np.int32)
         distil = self._distil(asks, traces)
         if not self.own(number[0]):
-            return self._recorded(pairs, prompts, trace_id, distil), collections.Counter()
+            return self._recorded(pairs, prompts, trace_id, distil), {}
         seed = int(np.random.SeedSequence([self._source.seed, *number]).generate_state(1)[0]) >> 1
         answered = self._answer(params, prompts, self._most(pairs), seed, train_step)
         drawn = Drawn(
@@ -65,8 +61,9 @@ class Drawing:
             self._rewards(pairs, answered.completions),
             answered.drawn_at,
             distil,
+            answered.num_faults,
         )
-        return drawn, answered.versions
+        return drawn, answered.notes
 
     def with_opinions(self, drawn: Drawn, params: Params) -> Drawn:
         """With what each prompt's reference says, if there are references."""

@@ -31,6 +31,8 @@ from mixdistill.training.asks import Ask, find_asks
 from mixdistill.training.drawing import Drawing
 from mixdistill.training.references import check_references
 
+NOTES: dict[str, Any] = {"versions": {}, "faults": {}}  # of the server, over the stage: how often each was met
+
 
 class RolloutPipeline:
     """Batches `[rows, length]` of one stage, without an end; equal on all processes, which each place their rows."""
@@ -53,14 +55,14 @@ class RolloutPipeline:
         self._content = content_ids(corpus.shards[0].tokenizer)
         self._asks = find_asks(source, corpus)
         self._drawing = Drawing(source, corpus, student, itself, mesh, rules)
-        self._state: dict[str, Any] = {"batch": 0, "cursor": 0, "used": 0, "drawn_at": [], "versions": {}}
+        self._state: dict[str, Any] = {"batch": 0, "cursor": 0, "used": 0, "drawn_at": [], **NOTES}
         self._held: Batch | None = None
         self._learned, self._since = 0, None  # tokens since the last batch was there, and when that was
 
     def read(self, params: Params, train_step: int) -> Batch:
         """The next batch for a student with these parameters, those of `train_step`: this process's rows."""
         found: Sums = {}
-        if self._held is None or self._state["used"] == self.source.updates:
+        if self.spent:
             found = self._draw(params, train_step)
         assert self._held is not None
         self._state["used"] += 1
@@ -73,6 +75,18 @@ class RolloutPipeline:
         rows = self.source.rows // count
         return {name: array[index * rows : (index + 1) * rows] for name, array in self._held.items()}
 
+    @property
+    def spent(self) -> bool:
+        """Whether the next batch is a new one."""
+        return self._held is None or self._state["used"] == self.source.updates
+
+    @property
+    def traces(self) -> tuple[int, ...]:
+        """The recorded traces that the batch in use was asked by."""
+        if self._held is None:
+            return ()
+        return tuple(np.unique(self._held["trace_id"][self._held["trace_id"] >= 0]).tolist())
+
     def get_state(self) -> dict[str, Any]:
         """JSON values: where the next batch begins, and the batch that is in use while it has updates left."""
         in_use = self._held is not None and 0 < self._state["used"] < self.source.updates
@@ -82,7 +96,7 @@ class RolloutPipeline:
         """Goes to where `get_state` was called."""
         found = dict(state)
         held = found.pop("held")
-        self._state, self._held = found, None if held is None else _from_text(held)
+        self._state, self._held = {**NOTES, **found}, None if held is None else _from_text(held)
 
     def close(self) -> None:
         """Nothing runs beside the loop."""
@@ -109,9 +123,10 @@ class RolloutPipeline:
 
     def _round(self, params: Params, state: dict[str, Any], number: int, train_step: int) -> Drawn:
         asks = [self._ask(state["cursor"] + i) for i in range(self.source.prompts)]
-        drawn, versions = self._drawing.round(params, asks, (state["batch"], number), train_step)
+        drawn, notes = self._drawing.round(params, asks, (state["batch"], number), train_step)
         state["cursor"] += len(asks)
-        state["versions"] = dict(collections.Counter(state["versions"]) + versions)
+        for name, counts in notes.items():
+            state[name] = dict(collections.Counter(state[name]) + counts)
         return drawn
 
     def _ask(self, number: int) -> Ask:
@@ -143,6 +158,7 @@ class RolloutPipeline:
             **measures(drawn, self.source.samples, self.source.verifier),
             "rollout/distil": (float(drawn.distil.sum()), float(len(drawn.distil))),
             "rollout/rounds": (float(len(rounds)), 1.0),
+            "rollout/faults": (float(drawn.num_faults), 1.0),
             "rollout/tokens": (tokens, 1.0),
             "rollout/seconds": (seconds, 1.0),
             "rollout/tokens_per_second": (tokens, seconds),

@@ -203,6 +203,8 @@ def test_a_passing_fault_costs_a_retry(faulty, first):
     answers = complete_remotely(faulty(first, GOOD), [[1]], max_new=2, eos_id=EOS, vocab_size=TOKENIZER.vocab_size)
     assert answers.completions[0].tokens.tolist() == [4, EOS]
     assert Faulty.seen == 2
+    assert answers.faults.total() == 1
+    assert not answers.failures
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_what_fails_for_good_makes_the_batch_smaller(faulty):
     server = faulty(GOOD, (404, b""), GOOD)
     answers = complete_remotely(server, [[1], [2], [3]], max_new=2, eos_id=EOS, vocab_size=TOKENIZER.vocab_size)
     assert [one is None for one in answers.completions] == [False, True, False]
-    assert answers.failures == {"HTTP 404": 1}
+    assert answers.failures == answers.faults == {"HTTP 404": 1}
 
 
 def test_redirects_are_not_followed(faulty):

@@ -129,6 +129,8 @@ def test_a_completion_that_never_comes_is_left_out_and_counted(corpus, url, bad)
     assert not batch["advantage"][1].any()
     assert made.tallies["rollout/failed"] == (1, 4)
     assert made.tallies["rollout/unverified"] == (0, 3)
+    assert made.tallies["rollout/faults"] == (2, 1)
+    assert sum(made.get_state()["faults"].values()) == 2
     assert made.num_targets == 9
 
 
