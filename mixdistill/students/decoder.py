@@ -13,21 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mixdistill.students import layers
-from mixdistill.students.config import DecoderConfig
+from mixdistill.students.config import GATED, DecoderConfig
+from mixdistill.students.rows import Rows, View, cached_rows, packed_rows, view
 from mixdistill.students.student import Axes, Cache, Key, Params, Student, TokenBatch
 
 __all__ = ["DecoderConfig", "make_student"]
 
 CONV_STD = 0.3  # around the identity: enough to break symmetry, small enough to start as "the token itself"
-
-
-class Rows(NamedTuple):
-    """What the layers need to know about the tokens at hand; the same for every layer."""
-
-    mask: Bool[Array, "B 1 S T"]
-    turn: layers.Rotation | None
-    segment_id: Int[Array, "B L"]  # with the convolution's history in front
-    valid: Bool[Array, "B S"] | None  # None: padding needs no care, since its segment is its own
 
 
 class DecoderCache(NamedTuple):
@@ -75,8 +67,8 @@ class Attention(nnx.Module):
         std = (heads * head_dim) ** -0.5 * (2 * config.layers) ** -0.5
         self.out = make.normal((heads, head_dim, embed), ("heads", "head_dim", "embed"), std)
         if config.qk_norm:
-            self.query_norm = make.constant((head_dim,), (None,), 1.0)
-            self.key_norm = make.constant((head_dim,), (None,), 1.0)
+            self.query_norm = _norm_scale(config, make, head_dim)
+            self.key_norm = _norm_scale(config, make, head_dim)
 
     def project(self, x: Float[Array, "B S D"], name: str) -> Float[Array, "B S N E"]:
         out = jnp.einsum("bsd,dne->bsne", x, getattr(self, name)[...].astype(x.dtype))
@@ -84,12 +76,12 @@ class Attention(nnx.Module):
 
     def position(self, x: Float[Array, "B S N E"], name: str, turn: layers.Rotation | None) -> Float[Array, "B S N E"]:
         if self.config.qk_norm:
-            x = layers.rms_norm(x, getattr(self, f"{name}_norm")[...], self.config.norm_eps)
+            x = _normed(self.config, x, getattr(self, f"{name}_norm"))
         return layers.rotate(x, turn)
 
-    def __call__(self, x: Float[Array, "B S D"], rows: Rows, cache: DecoderCache | None, layer: Int[Array, ""]):
-        query = self.position(self.project(x, "query"), "query", rows.turn)
-        key = self.position(self.project(x, "key"), "key", rows.turn)
+    def __call__(self, x: Float[Array, "B S D"], seen: View, cache: DecoderCache | None, layer: Int[Array, ""]):
+        query = self.position(self.project(x, "query"), "query", seen.turn)
+        key = self.position(self.project(x, "key"), "key", seen.turn)
         value = self.project(x, "value")
         if cache is not None:
             place = (layer, 0, cache.filled, 0, 0)
@@ -98,17 +90,17 @@ class Attention(nnx.Module):
                 value=jax.lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), place),
             )
             key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
-        seen = layers.attention(query, key, value, rows.mask)
-        return jnp.einsum("bsne,ned->bsd", seen, self.out[...].astype(x.dtype)), cache
+        mixed = layers.attention(query, key, value, seen.mask, self.config.attention_scale)
+        return jnp.einsum("bsne,ned->bsd", mixed, self.out[...].astype(x.dtype)), cache
 
 
 class Mlp(nnx.Module):
-    """Two matrices around a nonlinearity, or three where it is gated (SwiGLU, arXiv:2002.05202)."""
+    """Two matrices around a nonlinearity, or three where it is gated (SwiGLU and GeGLU, arXiv:2002.05202)."""
 
     def __init__(self, config: DecoderConfig, make: Maker):
         self.kind = config.mlp_kind
         embed, mlp = config.embed, config.mlp
-        if self.kind == "swiglu":
+        if self.kind in GATED:
             self.gate = make.normal((embed, mlp), ("embed", "mlp"), embed**-0.5)
         self.up = make.normal((embed, mlp), ("embed", "mlp"), embed**-0.5)
         self.down = make.normal((mlp, embed), ("mlp", "embed"), mlp**-0.5 * (2 * config.layers) ** -0.5)
@@ -117,20 +109,21 @@ class Mlp(nnx.Module):
         # Rows and columns as one axis: XLA on CPUs takes half the time for the gradient of such a matrix product.
         flat = x.reshape(-1, x.shape[-1])
         up = flat @ self.up[...].astype(x.dtype)
-        if self.kind == "swiglu":
-            inner = jax.nn.silu(flat @ self.gate[...].astype(x.dtype)) * up
-        else:
-            inner = jax.nn.gelu(up) if self.kind == "gelu" else jax.nn.relu(up)
+        bend = {"swiglu": jax.nn.silu, "relu": jax.nn.relu}.get(self.kind, jax.nn.gelu)
+        inner = bend(flat @ self.gate[...].astype(x.dtype)) * up if self.kind in GATED else bend(up)
         return (inner @ self.down[...].astype(x.dtype)).reshape(x.shape)
 
 
 class Block(nnx.Module):
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)); what is added is normed too in a sandwich."""
 
     def __init__(self, config: DecoderConfig, make: Maker):
         self.config = config
-        self.attention_norm = make.constant((config.embed,), (None,), 1.0)
-        self.mlp_norm = make.constant((config.embed,), (None,), 1.0)
+        self.attention_norm = _norm_scale(config, make, config.embed)
+        self.mlp_norm = _norm_scale(config, make, config.embed)
+        if config.norms == "sandwich":
+            self.attention_out_norm = _norm_scale(config, make, config.embed)
+            self.mlp_out_norm = _norm_scale(config, make, config.embed)
         if config.conv_width:
             self.conv = make.normal((config.conv_width, config.embed), (None, None), CONV_STD)
             self.conv[...] = self.conv[...].at[:, 0].add(1.0)
@@ -138,12 +131,13 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, make)
 
     def __call__(self, x: Float[Array, "B S D"], rows: Rows, cache: DecoderCache | None, layer: Int[Array, ""]):
-        inner = layers.rms_norm(x, self.attention_norm[...], self.config.norm_eps)
+        inner = _normed(self.config, x, self.attention_norm)
         if self.config.conv_width:
             inner, cache = self.convolve(inner, rows, cache, layer)
-        inner, cache = self.attention(inner, rows, cache, layer)
-        x = x + inner
-        return x + self.mlp(layers.rms_norm(x, self.mlp_norm[...], self.config.norm_eps)), cache
+        inner, cache = self.attention(inner, view(self.config, rows, layer), cache, layer)
+        x = x + (_normed(self.config, inner, self.attention_out_norm) if self.config.norms == "sandwich" else inner)
+        inner = self.mlp(_normed(self.config, x, self.mlp_norm))
+        return x + (_normed(self.config, inner, self.mlp_out_norm) if self.config.norms == "sandwich" else inner), cache
 
     def convolve(self, x: Float[Array, "B S D"], rows: Rows, cache: DecoderCache | None, layer: Int[Array, ""]):
         history = self.config.conv_width - 1
@@ -167,7 +161,7 @@ class Decoder(nnx.Module):
         std = config.embed_std or (config.embed**-0.5 if config.tied else 0.5)
         self.embed = make.normal((config.vocab_size, config.embed), ("vocab", "embed"), std)
         self.blocks = Block(config, make._replace(stack=(config.layers,)))
-        self.norm = make.constant((config.embed,), (None,), 1.0)
+        self.norm = _norm_scale(config, make, config.embed)
         if not config.tied:
             self.unembed = make.normal((config.embed, config.vocab_size), ("embed", "vocab"), config.embed**-0.5)
 
@@ -180,11 +174,21 @@ class Decoder(nnx.Module):
             return nnx.merge(definition, params)(x, rows, cache, layer), None
 
         x = self.embed[...][tokens].astype(self.config.dtype)
+        if self.config.embed_scaled:
+            x = x * jnp.asarray(self.config.embed**0.5, x.dtype)
         order = jnp.arange(self.config.layers)
         # A cache is updated in place only while the scan stays a loop.
         unroll = min(self.config.unroll, self.config.layers) if cache is None else 1
         (x, cache), _ = jax.lax.scan(_remat(block, self.config.remat), (x, cache), (order, stacked), unroll=unroll)
-        return layers.rms_norm(x, self.norm[...], self.config.norm_eps), cache
+        return _normed(self.config, x, self.norm), cache
+
+
+def _norm_scale(config: DecoderConfig, make: Maker, size: int) -> nnx.Param:
+    return make.constant((size,), (None,), 0.0 if config.norms == "sandwich" else 1.0)
+
+
+def _normed(config: DecoderConfig, x: Float[Array, "*B D"], scale: nnx.Param) -> Float[Array, "*B D"]:
+    return layers.rms_norm(x, scale[...], config.norm_eps, from_one=config.norms == "sandwich")
 
 
 def _remat(block, remat: str):
@@ -192,35 +196,6 @@ def _remat(block, remat: str):
         return block
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(block, policy=policy, prevent_cse=False)  # inside a scan nothing can be merged away
-
-
-def _turn(config: DecoderConfig, position: Int[Array, "B S"]) -> layers.Rotation | None:
-    if config.rope_base is None:
-        return None
-    return layers.rotation(position, layers.wavelengths(config.head_dim, config.rope_base, config.rope_scaling))
-
-
-def _packed_rows(config: DecoderConfig, batch: TokenBatch) -> Rows:
-    segment_id = batch["segment_id"]
-    history = max(config.conv_width - 1, 0)
-    return Rows(
-        mask=layers.packed_mask(segment_id),
-        turn=_turn(config, batch["position"]),
-        segment_id=jnp.pad(segment_id, ((0, 0), (history, 0)), constant_values=-1),
-        valid=None,
-    )
-
-
-def _cached_rows(config: DecoderConfig, cache: DecoderCache, position: Int[Array, "B S"]) -> Rows:
-    num_rows, num_tokens = position.shape
-    slot = jnp.arange(cache.valid.shape[1])
-    reach = slot[None, :] <= cache.filled + jnp.arange(num_tokens)[:, None]
-    return Rows(
-        mask=(cache.valid[:, None, :] & reach)[:, None],
-        turn=_turn(config, position),
-        segment_id=jnp.ones((num_rows, max(config.conv_width - 1, 0) + num_tokens), jnp.int32),
-        valid=position >= 0,
-    )
 
 
 def _cache_functions(config: DecoderConfig, definition: Any) -> Cache:
@@ -241,7 +216,9 @@ def _cache_functions(config: DecoderConfig, definition: Any) -> Cache:
         """Hidden states of `tokens` given what the cache holds, and the cache with them; see `Cache.extend`."""
         valid = jax.lax.dynamic_update_slice(cache.valid, positions >= 0, (0, cache.filled))
         cache = cache._replace(valid=valid)
-        hidden, cache = nnx.merge(definition, params)(tokens, _cached_rows(config, cache, positions), cache)
+        hidden, cache = nnx.merge(definition, params)(
+            tokens, cached_rows(config, cache.valid, cache.filled, positions), cache
+        )
         return hidden, cache._replace(filled=cache.filled + tokens.shape[1])
 
     return Cache(init_cache, extend)
@@ -259,7 +236,7 @@ def make_student(config: DecoderConfig) -> Student:
         return nnx.to_pure_dict(nnx.state(build(key), graph=False))
 
     def hidden(params: Params, batch: TokenBatch) -> Float[Array, "B T D"]:
-        return nnx.merge(definition, params)(batch["tokens"], _packed_rows(config, batch), None)[0]
+        return nnx.merge(definition, params)(batch["tokens"], packed_rows(config, batch), None)[0]
 
     def unembed(params: Params) -> Float[Array, "..."]:
         return (params["embed"] if config.tied else params["unembed"]).astype(config.dtype)

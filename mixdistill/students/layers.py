@@ -12,10 +12,15 @@ from mixdistill.students.config import RopeScaling
 Rotation = tuple[Float[Array, "B T 1 F"], Float[Array, "B T 1 F"]]  # cosine and sine
 
 
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
-    """Root mean square normalisation over the last axis (arXiv:1910.07467)."""
+def rms_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float, *, from_one: bool = False
+) -> Float[Array, "*B D"]:
+    """Root mean square normalisation over the last axis (arXiv:1910.07467). With `from_one` the scale is kept as its
+    distance from 1, and multiplied in float32."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    if from_one:
+        return (wide * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
     return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
@@ -24,6 +29,8 @@ def wavelengths(head_dim: int, base: float, scaling: RopeScaling | None) -> Floa
     frequency = base ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is None:
         return frequency
+    if not scaling.original_length:
+        return frequency / scaling.factor
     turns = scaling.original_length * frequency / (2 * math.pi)  # full turns within the original length
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = jnp.clip(blend, 0.0, 1.0)
@@ -46,12 +53,13 @@ def rotate(x: Float[Array, "B T N E"], turn: Rotation | None) -> Float[Array, "B
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
-def packed_mask(segment_id: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """Who may look at whom: earlier tokens (and itself) of the same segment. Padding sees padding, so that no row of
-    the softmax is empty."""
+def packed_mask(segment_id: Int[Array, "B T"], window: int | None = None) -> Bool[Array, "B 1 T T"]:
+    """Who may look at whom: earlier tokens (and itself) of the same segment, the last `window` of them. Padding sees
+    padding, so that no row of the softmax is empty."""
     order = jnp.arange(segment_id.shape[1])
     same = segment_id[:, :, None] == segment_id[:, None, :]
-    return (same & (order[:, None] >= order[None, :]))[:, None]
+    back = order[:, None] - order[None, :]
+    return (same & (back >= 0) & (window is None or back < window))[:, None]
 
 
 def attention(
@@ -59,10 +67,11 @@ def attention(
     key: Float[Array, "B T K E"],
     value: Float[Array, "B T K E"],
     mask: Bool[Array, "B 1 S T"],
+    scale: float | None = None,
 ) -> Float[Array, "B S H E"]:
-    """Grouped-query attention (arXiv:2305.13245) with a float32 softmax. A query whose mask is empty gets a finite
-    mean of the values, never NaN."""
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+    """Grouped-query attention (arXiv:2305.13245) with a float32 softmax of `scale` (None: E ** -0.5) times the inner
+    products. A query whose mask is empty gets a finite mean of the values, never NaN."""
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale, implementation="xla")
 
 
 def causal_convolution(

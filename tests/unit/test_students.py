@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError, jaxtyped
 
 from mixdistill.errors import UserError
 from mixdistill.students import families, layers
-from mixdistill.students.config import RopeScaling
+from mixdistill.students.config import RopeScaling, Window
 from mixdistill.students.decoder import make_student
 from mixdistill.students.student import batch_of, logits
 
@@ -22,6 +22,15 @@ VARIANTS = {
     "walk": families.walk(VOCAB),
     "qwen-like": dataclasses.replace(TINY, qk_norm=True, tied=True, rope_base=1e6, soft_cap=20.0),
     "bias-mqa-conv": dataclasses.replace(TINY, qkv_bias=True, kv_heads=1, conv_width=4, mlp_kind="gelu"),
+    "gemma-like": dataclasses.replace(
+        TINY,
+        qk_norm=True,
+        tied=True,
+        norms="sandwich",
+        mlp_kind="geglu",
+        embed_scaled=True,
+        window=Window(5, (1,), 50.0),
+    ),
 }
 LENGTH = 32
 each_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -235,6 +244,9 @@ def test_llama3_wavelengths_keep_short_and_stretch_long():
         ({"norm_eps": 0.0}, "positive"),
         ({"remat": "ful"}, "did you mean 'full'"),
         ({"embed": 64.0}, "whole number"),
+        ({"window": Window(0)}, "window is of 0 tokens"),
+        ({"window": Window(4, (2,))}, "ascending indices below 2"),
+        ({"window": Window(4, (), -1.0)}, "rope_base is -1"),
     ],
 )
 def test_configurations_that_do_not_fit(change, says):
