@@ -11,6 +11,9 @@ from mixdistill.errors import UserError
 if TYPE_CHECKING:
     from mixdistill.reports.run_data import Run
     from mixdistill.traces.shards import Shards
+    from mixdistill.training.workdir import Trained
+
+UNSURE = "Struck through: the least confident tenth of the steps, which the gate step_confidence would close."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +48,13 @@ def _write(args: argparse.Namespace, runs: "list[Run]") -> None:
     views, about = [], ""
     if shards is not None and len(shards):
         numbers = choose_traces(shards, max(args.traces, 0))
-        fields = _fields(runs[0], shards, numbers)
+        trained = _trained(runs[0], shards)
+        fields = {} if trained is None else _fields(trained, shards, numbers)
+        closed, masked = (None, UNSURE) if trained is None else _closed(runs[0], trained, shards, numbers)
         sections += [*data_sections(shards), *student_sections(shards, fields)]
-        views = trace_views(shards, numbers, fields)
-        about = "Shaded by what the student of this run thinks of each token. " if fields and len(runs) == 1 else ""
-        about += "Struck through: the least confident tenth of the steps, those that the gate step_confidence closes."
+        views = trace_views(shards, numbers, fields, closed)
+        whose = "this run" if len(runs) == 1 else runs[0].name
+        about = f"Shaded by what the student of {whose} thinks of each token. {masked}" if fields else ""
     title = args.folder.resolve().name
     subtitle = f"{len(runs)} runs" if len(runs) > 1 else "one run"
     write(args.out, render(title, subtitle, sections, views, about))
@@ -69,10 +74,8 @@ def _shards(args: argparse.Namespace, run: "Run") -> "Shards | None":
         return None
 
 
-def _fields(run: "Run", shards: "Shards", numbers: list[int]) -> Mapping[int, Mapping[str, Any]]:
-    """What the run's student thinks of these traces; nothing where it cannot be opened, with the reason."""
-    from mixdistill.generation.contexts import full
-    from mixdistill.generation.scoring import BATCH_TOKENS, Runner
+def _trained(run: "Run", shards: "Shards") -> "Trained | None":
+    """The run's student; None where it cannot be opened, with the reason."""
     from mixdistill.training.workdir import open_trained
 
     try:
@@ -81,9 +84,30 @@ def _fields(run: "Run", shards: "Shards", numbers: list[int]) -> Mapping[int, Ma
             raise UserError(f"the run and {shards.path} have different tokenizers")
     except UserError as error:
         print(f"without shading: {error}", file=sys.stderr)
-        return {}
+        return None
+    return trained
+
+
+def _fields(trained: "Trained", shards: "Shards", numbers: list[int]) -> Mapping[int, Mapping[str, Any]]:
+    """What the student thinks of these traces."""
+    from mixdistill.generation.contexts import full
+    from mixdistill.generation.scoring import BATCH_TOKENS, Runner
+
     offsets, fields = Runner(trained.student, trained.params, BATCH_TOKENS, None)(full(), [shards[n] for n in numbers])
     return {
         number: {name: array[offsets[i] : offsets[i + 1]].astype("float32") for name, array in fields.items()}
         for i, number in enumerate(numbers)
     }
+
+
+def _closed(run: "Run", trained: "Trained", shards: "Shards", numbers: list[int]) -> "tuple[Mapping | None, str]":
+    """What the run's gates close in these traces, and how to say it."""
+    from mixdistill.reports.replay import replay
+
+    try:
+        found = replay(run.recipe, trained, shards, numbers)
+    except UserError as error:
+        return None, f"The run's gates cannot be replayed: {error}. {UNSURE}"
+    if found is None:
+        return None, f"The run has no gates. {UNSURE}"
+    return found.closed, f"Struck through: what the run's gates close now: {', '.join(found.gates)}."

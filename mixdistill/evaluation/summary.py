@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixdistill.evaluation.answers import Answer, correctness
-from mixdistill.evaluation.calibration import expected_calibration_error
+from mixdistill.evaluation.calibration import Bin, calibration_bins, expected_calibration_error
 from mixdistill.evaluation.intervals import Interval, wilson
 
 
@@ -23,6 +23,7 @@ class Summary(NamedTuple):
     num_tokens: float  # a completion, mean
     errors: dict[str, int]  # kind -> completions, most frequent first
     by_difficulty: dict[int, tuple[Interval, int]]  # accuracy and number of problems
+    calibration: tuple[Bin, ...] = ()  # what the calibration error is of
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; None for NaN."""
@@ -30,6 +31,7 @@ class Summary(NamedTuple):
             "accuracy": _json(self.accuracy._asdict()),
             "num_problems": self.num_problems,
             **_json({name: getattr(self, name) for name in ("finished", "valid", "calibration_error", "num_tokens")}),
+            "calibration": [list(one) for one in self.calibration],
             "errors": self.errors,
             "by_difficulty": {
                 str(difficulty): {**_json(interval._asdict()), "num_problems": count}
@@ -44,15 +46,17 @@ def summarise(answers: Sequence[Answer]) -> Summary:
     for one in answers:
         groups[one.problem.difficulty].append(one)
     valid = [one.valid for one in answers if one.valid is not None]
+    sure = np.array([one.confidence for one in answers])
     return Summary(
         _accuracy(answers),
         len(answers),
         float(np.mean([one.finished for one in answers])),
         float(np.mean(valid)) if valid else math.nan,
-        expected_calibration_error(np.array([one.confidence for one in answers]), correctness(answers)),
+        expected_calibration_error(sure, correctness(answers)),
         float(np.mean([one.num_tokens for one in answers])),
         dict(collections.Counter(one.error for one in answers if one.error).most_common()),
         {difficulty: (_accuracy(groups[difficulty]), len(groups[difficulty])) for difficulty in sorted(groups)},
+        tuple(calibration_bins(sure, correctness(answers))),
     )
 
 

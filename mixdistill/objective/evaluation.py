@@ -29,7 +29,7 @@ ALWAYS_READ = {"valid", "segment_id", "teacher_id", "content", "label_logprob"} 
 class Sums(NamedTuple):
     """What one microbatch adds: `jax.tree.map(jnp.add, a, b)` is the Sums of both."""
 
-    loss: Float[Array, "G"]  # of each group: coef x gates x loss, added over tokens, in nats; differentiable
+    loss: Float[Array, "G *K"]  # of each group (and teacher): coef x gates x loss, added over tokens, in nats
     weight: Float[Array, "G"]  # of each group: product of gates, added over tokens
     valid: Float[Array, ""]  # tokens that may be trained on
     tallies: dict[str, Tally]
@@ -47,7 +47,8 @@ def evaluate(
     taken as closed), "fallback/<term>" (1 if its gates closed everything and it learned from the fallback teacher),
     "no_data" (1 if every gate is closed); and per teacher, `[K]`: "teacher/tokens", "teacher/nll",
     "teacher/content_nll", "teacher/kept", "teacher/traces_kept", "teacher/gate/<term>/<gate>", "teacher/nonfinite"
-    (tokens with a NLL that is not finite; they are left out elsewhere) and "teacher/<name>" for every watched signal.
+    (tokens with a NLL that is not finite; they are left out elsewhere), "teacher/nonfinite/<term>" (likewise for the
+    loss of a term) and "teacher/<name>" for every watched signal.
     """
     return combine(objective, sums(objective, student, params, batch, **context))
 
@@ -63,8 +64,9 @@ def sums(
     mesh: Any = None,
     rules: Any = None,
     options: Mapping[str, Any] | None = None,
+    by_teacher: bool = False,
 ) -> Sums:
-    """Loss sums, weights and tallies of one (micro)batch.
+    """Loss sums, weights and tallies of one (micro)batch. `by_teacher` splits the loss sums: `[G, K]`.
 
     `memory` holds the value of each of `objective.memory` (`mixdistill.memory.init_memory`). With `mesh` and `rules` a
     vocabulary that the rules split over the mesh stays split. `options` go to the vocabulary pass (backward, tiles):
@@ -73,7 +75,9 @@ def sums(
     split = _split(mesh, rules)
     made = _vocabulary(objective, student, params, batch, {**split, **(options or {})})
     devices = math.prod(mesh.shape[axis] for axis in split["token_axes"]) if split else 1
-    return sums_of_signals(objective, {**batch, **made}, train_step=train_step, memory=memory, devices=devices)
+    given = {**batch, **made}
+    context = {"train_step": train_step, "memory": memory, "devices": devices, "by_teacher": by_teacher}
+    return sums_of_signals(objective, given, **context)
 
 
 def sums_and_gradients(
@@ -126,6 +130,7 @@ def sums_of_signals(
     train_step: Any,
     memory: Mapping[str, Any] | None = None,
     devices: int = 1,
+    by_teacher: bool = False,
 ) -> Sums:
     """`sums` from the given signals (batch fields and vocabulary signals) alone: no model needed. `devices` split the
     rows."""
@@ -138,8 +143,8 @@ def sums_of_signals(
     count = Counter(values["teacher_id"], len(objective.teachers))
     loss, weight, kept = [], [], jnp.zeros_like(valid)
     for names in objective.groups:
-        added = [_term(objective, name, values, count) for name in names]
-        loss.append(jnp.stack([a.loss for a in added]).sum())
+        added = [_term(objective, name, values, count, by_teacher) for name in names]
+        loss.append(jnp.stack([a.loss for a in added]).sum(axis=0))
         weight.append(jnp.stack([a.weight for a in added]).max())  # equal, but under "valid" where none is used
         kept = functools.reduce(jnp.logical_or, [a.kept for a in added], kept)
     _count_standard(values, kept, count)
@@ -150,13 +155,34 @@ def sums_of_signals(
     return Sums(jnp.stack(loss), jnp.stack(weight), valid.sum(dtype=jnp.float32), count.tallies)
 
 
+def gate_values(
+    objective: Objective,
+    student: "Student",
+    params: Any,
+    batch: Mapping[str, Array],
+    *,
+    train_step: Any,
+    memory: Mapping[str, Any] | None = None,
+) -> dict[str, Float[Array, "B T"]]:
+    """ "<term>/<gate>": what each gate says of every token, as in training: 0 where it is not finite or negative."""
+    made = _vocabulary(objective, student, params, batch, {})
+    context = {"train_step": train_step, "teachers": objective.teachers}
+    values = objective.graph.compute({**batch, **made, **context, **(memory or {})})
+    found = {}
+    for name, term in objective.terms.items():
+        for gate_name, gate in zip(term.gate_names, term.bound_gates, strict=True):
+            factor = _per_token("gate", gate, values)
+            found[f"{name}/{gate_name}"] = jnp.where(jnp.isfinite(factor) & (factor >= 0), factor, 0.0)
+    return found
+
+
 class _Added(NamedTuple):
-    loss: Float[Array, ""]
+    loss: Float[Array, "*K"]
     weight: Float[Array, ""]
     kept: Bool[Array, "B T"]
 
 
-def _term(objective: Objective, name: str, values: Mapping[str, Any], count: Counter) -> _Added:
+def _term(objective: Objective, name: str, values: Mapping[str, Any], count: Counter, by_teacher: bool) -> _Added:
     """coef x gates x loss, added over tokens. Where a gate is closed neither a value nor a gradient gets through."""
     term, valid = objective.terms[name], values["valid"]
     weight = valid.astype(jnp.float32)
@@ -175,10 +201,11 @@ def _term(objective: Objective, name: str, values: Mapping[str, Any], count: Cou
     # The double where: the loss sees harmless numbers where it is closed, so that its derivative there is finite.
     shielded = {source: _shield(values[source], kept) for source in term.bound_loss.needs.values()}
     nats = jnp.where(kept, _per_token("loss", term.bound_loss, {**values, **shielded}), 0.0)
+    count.teachers(f"teacher/nonfinite/{name}", ~jnp.isfinite(nats), kept)
     total, divisor = (weight * nats).sum(), weight.sum()
     count.tallies[f"loss/{name}"] = jax.lax.stop_gradient(Tally(total, divisor))
     coef = term.coef(values["train_step"]) if callable(term.coef) else term.coef
-    return _Added(coef * total, divisor, kept)
+    return _Added(coef * (count.split(weight * nats) if by_teacher else total), divisor, kept)
 
 
 def _or_fallback(weight: Float[Array, "B T"], values: Mapping[str, Any], teacher: int):
@@ -256,6 +283,7 @@ def _split(mesh, rules) -> dict[str, Any]:
     return {
         "mesh": mesh,
         "token_axes": tokens,
+        "sequence_axes": rules.mesh_axes("sequence"),
         "embed_axes": tuple(axis for axis in rules.mesh_axes("embed") if axis in tokens and mesh.shape[axis] > 1),
         "vocab_axis": next(iter(vocabulary), None),
     }

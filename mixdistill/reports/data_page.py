@@ -8,6 +8,7 @@ import numpy as np
 from mixdistill.diagnostics.conflict import conflict_matrix, count_continuations
 from mixdistill.diagnostics.content import content_traces
 from mixdistill.diagnostics.length import difficulty
+from mixdistill.evaluation.calibration import calibration_bins
 from mixdistill.reports import figures
 from mixdistill.reports.page import Section
 from mixdistill.traces.shards import Shards
@@ -43,15 +44,15 @@ def student_sections(shards: Shards, fields: Fields) -> list[Section]:
         f"How often the first choice is the token that follows, against its probability; {len(fields)} traces. "
         f"Expected calibration error {error:.3f}."
     )
-    sure = figures.calibration("calibration-curve", about, bins, "student")
+    sure = figures.calibration("calibration-curve", about, bins, "student", x="probability of the first choice")
     curves = step_confidence(shards, fields)
     words = "Mean confidence (DeepConf's C) of the reasoning steps from first to last, teacher by teacher."
     steps = figures.lines(
         "step-confidence", words, curves, "place of the step in its trace", "confidence, nats", share_x=True
     )
     return [
-        Section("calibration", "calibration", about, figures=[sure]),
-        Section("confidence", "confidence of reasoning steps", words, figures=[steps]),
+        Section("calibration", "calibration of tokens", figures=[sure]),
+        Section("confidence", "confidence of reasoning steps", figures=[steps]),
     ]
 
 
@@ -75,11 +76,7 @@ def length_against_difficulty(shards: Shards) -> dict[str, tuple[list[float], li
 def token_calibration(fields: Sequence[Mapping[str, np.ndarray]], bins: int = BINS) -> list[tuple[float, float, int]]:
     """(mean probability of the first choice, share that is right, tokens) in bins of equal width."""
     probability = np.exp(np.concatenate([f["top1_logprob"] for f in fields]).astype(np.float64))
-    right = np.concatenate([f["rank"] for f in fields]) == 1
-    place = np.minimum((probability * bins).astype(int), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    sums = (np.bincount(place, weights, bins) / np.maximum(count, 1) for weights in (probability, right))
-    return [(float(p), float(r), int(n)) for p, r, n in zip(*sums, count, strict=True)]
+    return calibration_bins(probability, np.concatenate([f["rank"] for f in fields]) == 1, bins=bins)
 
 
 def step_confidence(shards: Shards, fields: Fields) -> dict[str, tuple[list[float], list[float]]]:

@@ -98,8 +98,10 @@ def points_with_intervals(
     return Figure(id, about, data, layout, tall=len(names) > 12, many_labels=len(names) > 12)
 
 
-def calibration(id: str, about: str, bins: Sequence[tuple[float, float, int]], name: str) -> Figure:
-    """(mean confidence, share that is right, count) of each bin, against the diagonal."""
+def calibration(
+    id: str, about: str, bins: Sequence[Sequence[float]], name: str, *, of: str = "tokens", x: str = "probability"
+) -> Figure:
+    """(mean confidence, share that is right, count `of` what) of each bin, against the diagonal."""
     filled = [b for b in bins if b[2]]
     data = [
         {
@@ -117,13 +119,13 @@ def calibration(id: str, about: str, bins: Sequence[tuple[float, float, int]], n
             "x": [round(b[0], 4) for b in filled],
             "y": [round(b[1], 4) for b in filled],
             "customdata": [b[2] for b in filled],
-            "hovertemplate": "confidence %{x:.2f}<br>right %{y:.2f}<br>%{customdata} tokens<extra></extra>",
+            "hovertemplate": "confidence %{x:.2f}<br>right %{y:.2f}<br>%{customdata} " + of + "<extra></extra>",
             "line": style(0),
         },
     ]
     share = {"range": [-0.01, 1.02], "tickformat": ".0%"}
-    x, y = ({"title": {"text": t}, **share} for t in ("probability of the first choice", "share that is right"))
-    return Figure(id, about, data, {**_margins(), "xaxis": x, "yaxis": y})
+    across, up = ({"title": {"text": t}, **share} for t in (x, "share that is right"))
+    return Figure(id, about, data, {**_margins(), "xaxis": across, "yaxis": up})
 
 
 def bars(id: str, about: str, series: Mapping[str, Mapping[str, float]], unit: str, *, percent: bool = False) -> Figure:

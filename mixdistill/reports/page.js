@@ -85,13 +85,15 @@ function show() {
   prompt.className = "prompt";
   prompt.textContent = trace.prompt + "\n\n";
   place.append(prompt);
-  let step = null, parent = place;
+  let step = null, closed = null, parent = place;
+  const masked = new Set(trace.masked);
   trace.tokens.forEach((text, i) => {
-    if (trace.step[i] !== step) {
+    if (trace.step[i] !== step || masked.has(i) !== closed) {
       step = trace.step[i];
-      parent = document.createElement(trace.masked.includes(step) ? "s" : "span");
+      closed = masked.has(i);
+      parent = document.createElement(closed ? "s" : "span");
       parent.dataset.step = step;
-      if (parent.tagName === "S") parent.title = "masked step";
+      if (closed) parent.title = "masked";
       place.append(parent);
     }
     const token = document.createElement("span");

@@ -19,6 +19,9 @@ OF_TEACHERS = {  # metric with an entry a teacher -> title, axis, whether it is 
 }
 
 
+EVALUATION = "What mixdistill eval --out wrote into the run's folder, and what held-out problems said on the way."
+
+
 def study_sections(runs: Sequence[Run]) -> list[Section]:
     """Every run in one table and one plot."""
     teachers = list(dict.fromkeys(name for run in runs for name in run.teachers))
@@ -70,16 +73,16 @@ def run_sections(run: Run) -> list[Section]:
     curves = [figures.lines("loss", "Loss over train steps.", loss, "train step", "nats")]
     return [
         Section("loss", "loss", _about(run), figures=curves if run.lines else []),
-        Section("teachers", "teacher by teacher", figures=list(_of_teachers(run))),
+        Section("teachers", "teacher by teacher", _without_accuracy(run), figures=list(_of_teachers(run))),
         Section("gates", "gates", "Share of the valid tokens at which a gate is open.", figures=list(_gates(run))),
         Section("mixture", "mixture", "Where the tokens came from.", figures=list(_mixture(run))),
-        Section("evaluation", "evaluation", tables=evaluation_tables([run])),
+        Section("evaluation", "evaluation", EVALUATION, evaluation_tables([run]), evaluation_figures(run)),
         Section("recipe", "recipe", text=run.recipe, summary="every setting"),
     ]
 
 
 def evaluation_tables(runs: Sequence[Run]) -> list[Table]:
-    """What `mixdistill eval --out` wrote into the runs' folders."""
+    """What mixdistill eval --out wrote into the runs' folders."""
     columns = [Column("run", is_text=True), Column("task", is_text=True)]
     columns += [
         Column(t) for t in ("train step", "accuracy", "from", "to", "problems", "finished", "calibration error")
@@ -114,6 +117,46 @@ def evaluation_tables(runs: Sequence[Run]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
+def evaluation_figures(run: Run) -> list[Figure]:
+    """Accuracy and held-out likelihood over train steps; how sure the answers of the last evaluations were."""
+    answers = [(row["train_step"], row["answers"]) for row in run.evaluations if row.get("answers")]
+    accuracy: dict[str, tuple[list[float], list[float]]] = {}
+    for train_step, found in answers:
+        x, y = accuracy.setdefault(str(found.get("task", "answers")), ([], []))
+        x.append(train_step)
+        y.append(found["accuracy"]["mean"])
+    accuracy |= {name: run.series(name) for name in run.metrics("held_out/") if not name.endswith("/length")}
+    nll: dict[str, tuple[list[float], list[float]]] = {}
+    for row in run.evaluations:
+        for name, held in (row.get("held_out") or {}).items():
+            x, y = nll.setdefault(name, ([], []))
+            x.append(row["train_step"])
+            y.append(held["nll"])
+    plots = []
+    if accuracy:
+        about = "Accuracy on held-out problems over train steps."
+        plots.append(figures.lines("accuracy", about, accuracy, "train step", "share right", percent=True, whole=True))
+    if nll:
+        about = "Held-out surprisal over train steps, teacher by teacher."
+        plots.append(figures.lines("held-out-nll", about, nll, "train step", "nats a token"))
+    last = {
+        str(found.get("task", "answers")): found
+        for _, found in answers
+        if any(b[2] for b in found.get("calibration", ()))
+    }
+    return plots + [_calibration(n, name, found) for n, (name, found) in enumerate(last.items())]
+
+
+def _calibration(n: int, task: str, found: Mapping[str, Any]) -> Figure:
+    about = (
+        f"How often answers to {task} are right, against the probability that the student gave them. Expected "
+        f"calibration error {number(found.get('calibration_error'))}."
+    )
+    return figures.calibration(
+        f"answers-{n}", about, found["calibration"], "student", of="answers", x="probability of the answer"
+    )
+
+
 def _about(run: Run) -> str:
     last = run.last
     if not last:
@@ -123,10 +166,15 @@ def _about(run: Run) -> str:
     return f"{words}; {number(skipped)} of them skipped" if skipped else words
 
 
+def _without_accuracy(run: Run) -> str:
+    known = run.metrics("teacher/top1")
+    return "" if known else 'Token accuracy is counted, too, where the objective has watch=("top1",).'
+
+
 def _of_teachers(run: Run) -> list[Figure]:
     known = set(run.metrics("teacher/"))
     return [
-        _by_teacher(run, metric, f"{title}, teacher by teacher", axis, whole=percent)
+        _by_teacher(run, metric, f"{title.capitalize()}, teacher by teacher.", axis, whole=percent)
         for metric, (title, axis, percent) in OF_TEACHERS.items()
         if metric in known
     ]
@@ -142,7 +190,7 @@ def _gates(run: Run) -> list[Figure]:
     return [
         whole,
         *(
-            _by_teacher(run, name, f"coverage of {name}", "share open", whole=True)
+            _by_teacher(run, name, f"Coverage of gate {name.removeprefix('teacher/gate/')}.", "share open", whole=True)
             for name in run.metrics("teacher/gate/")
         ),
     ]
@@ -153,14 +201,16 @@ def _mixture(run: Run) -> list[Figure]:
     plots = [
         figures.lines("mixture-shares", "Share of the tokens.", shares, "train step", "share of tokens", percent=True)
     ]
-    routers = [_by_teacher(run, name, f"weights of {name}", "weight") for name in run.metrics("router/")]
+    routers = [
+        _by_teacher(run, name, f"Weights that router {name.removeprefix('router/')} gave.", "weight")
+        for name in run.metrics("router/")
+    ]
     return (plots if shares else []) + routers
 
 
 def _by_teacher(run: Run, metric: str, about: str, axis: str, *, whole: bool = False) -> Figure:
     series = {name: run.series(metric, name) for name in run.teachers}
-    y = f"{about.split(',')[0]}, {axis}"
-    return figures.lines(metric.replace("/", "-"), about, series, "train step", y, percent=whole, whole=whole)
+    return figures.lines(metric.replace("/", "-"), about, series, "train step", axis, percent=whole, whole=whole)
 
 
 def _last(run: Run, metric: str, key: str | None = None) -> float:

@@ -23,16 +23,20 @@ def choose_traces(shards: Shards, count: int = MAX_TRACES, *, seed: int = 0) -> 
     return turns[:count]
 
 
-def trace_views(shards: Shards, numbers: Sequence[int], fields: Mapping[int, Fields]) -> list[dict[str, Any]]:
+def trace_views(
+    shards: Shards,
+    numbers: Sequence[int],
+    fields: Mapping[int, Fields],
+    closed: Mapping[int, np.ndarray] | None = None,
+) -> list[dict[str, Any]]:
     """JSON values, one dict a trace. `fields` are the ledger's, by trace number; a trace without is not shaded.
 
-    Masked are the least confident tenth of all steps shown: those that the gate step_confidence would close here.
+    `closed` says which completion tokens a run's gates close (`replay`), bool [n] of each trace. Without it they are
+    those of the least confident tenth of all steps shown: what the gate step_confidence would close here.
     """
     encoded = {number: shards[number] for number in numbers}
-    limit = _limit(
-        [means for n in numbers if n in fields for means in _step_confidence(encoded[n], fields[n]).values()]
-    )
-    return [_view(shards.tokenizer, encoded[number], fields.get(number), limit) for number in numbers]
+    closed = _unsure(encoded, fields) if closed is None else closed
+    return [_view(shards.tokenizer, encoded[n], fields.get(n), closed.get(n)) for n in numbers]
 
 
 def pieces(tokenizer: Tokenizer, encoded: EncodedTrace) -> list[str]:
@@ -51,11 +55,10 @@ def pieces(tokenizer: Tokenizer, encoded: EncodedTrace) -> list[str]:
     return [*found, tokenizer.eos]
 
 
-def _view(tokenizer: Tokenizer, encoded: EncodedTrace, fields: Fields | None, limit: float) -> dict[str, Any]:
+def _view(
+    tokenizer: Tokenizer, encoded: EncodedTrace, fields: Fields | None, closed: np.ndarray | None
+) -> dict[str, Any]:
     trace, steps = encoded.trace, encoded.step_id[encoded.num_prompt :]
-    masked = []
-    if fields is not None:
-        masked = [step for step, mean in _step_confidence(encoded, fields).items() if mean < limit]
     return {
         "teacher": trace.teacher,
         "problem": trace.problem_id,
@@ -63,7 +66,7 @@ def _view(tokenizer: Tokenizer, encoded: EncodedTrace, fields: Fields | None, li
         "prompt": trace.prompt,
         "tokens": pieces(tokenizer, encoded)[:MAX_TOKENS],
         "step": steps[:MAX_TOKENS].tolist(),
-        "masked": masked,
+        "masked": [] if closed is None else np.flatnonzero(closed[:MAX_TOKENS]).tolist(),
         "surprisal": _rounded(None if fields is None else -fields["label_logprob"]),
         "confidence": _rounded(None if fields is None else fields["confidence"]),
     }
@@ -71,6 +74,16 @@ def _view(tokenizer: Tokenizer, encoded: EncodedTrace, fields: Fields | None, li
 
 def _rounded(values: np.ndarray | None) -> list[float]:
     return [] if values is None else [round(float(value), 2) for value in values[:MAX_TOKENS]]
+
+
+def _unsure(encoded: Mapping[int, EncodedTrace], fields: Mapping[int, Fields]) -> dict[int, np.ndarray]:
+    """bool [n] of each trace that has fields: tokens of the least confident steps of all."""
+    means = {n: _step_confidence(encoded[n], fields[n]) for n in encoded if n in fields}
+    limit = _limit([mean for of_trace in means.values() for mean in of_trace.values()])
+    return {
+        n: np.isin(encoded[n].step_id[encoded[n].num_prompt :], [s for s, mean in of_trace.items() if mean < limit])
+        for n, of_trace in means.items()
+    }
 
 
 def _step_confidence(encoded: EncodedTrace, fields: Fields) -> dict[int, float]:

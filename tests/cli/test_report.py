@@ -1,20 +1,30 @@
 """`mixdistill report` on runs written by hand: what is read back, the summary, the page's sections."""
 
+import itertools
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from mixdistill.cli import main
+from mixdistill.errors import UserError
+from mixdistill.generation.contexts import full
+from mixdistill.generation.scoring import Runner
 from mixdistill.reports import data_page
 from mixdistill.reports.markdown import summary
 from mixdistill.reports.numbers import number, share
+from mixdistill.reports.replay import replay
 from mixdistill.reports.run_data import find_runs
-from mixdistill.reports.run_page import run_sections, study_sections
+from mixdistill.reports.run_page import evaluation_figures, run_sections, study_sections
 from mixdistill.reports.viewer import choose_traces, pieces, trace_views
+from mixdistill.students.decoder import make_student
+from mixdistill.students.families import tiny
 from mixdistill.traces.prepare import prepare_traces
 from mixdistill.traces.tokenizer import train_bpe, word_level
 from mixdistill.traces.trace import Step, Trace, Verdict
+from mixdistill.training.checkpoint import Identity
+from mixdistill.training.workdir import Trained
 
 
 def line(train_step: int, ann: float, bob: float | None, **metrics) -> dict:
@@ -135,6 +145,78 @@ def test_pieces_are_the_text(tmp_path):
     assert "".join(pieces(words.tokenizer, words[3])) == words[3].trace.text + "<eos>"
 
 
+RECIPE = """stages.0.source.shards = 'nowhere'
+stages.0.objective = mixdistill.objective.build:Objective
+stages.0.objective.terms.imitate.loss = mixdistill.losses.cross_entropy:cross_entropy
+stages.0.objective.terms.imitate.gates = ()
+stages.1.objective.terms.imitate.loss = mixdistill.losses.cross_entropy:cross_entropy
+stages.1.objective.terms.imitate.gates.step_confidence = mixdistill.gates.step_confidence:step_confidence
+stages.1.objective.terms.imitate.gates.step_confidence.quantile = 0.0
+stages.1.objective.terms.imitate.gates.step_confidence.at_least = {at_least}
+stages.2.objective = None
+"""
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Shards, an untrained student as a run leaves it, and what it thinks of three traces."""
+    shards = make_shards(tmp_path_factory.mktemp("replay") / "s")
+    student = make_student(tiny(shards.tokenizer.vocab_size))
+    params = jax.tree.map(lambda x: 4 * x, jax.jit(student.init)(jax.random.key(0)))  # sure of something
+    identity = Identity("", "", shards.teachers, shards.manifest["tokenizer"], "")
+    trained = Trained(student, params, 3, 0, identity, shards.tokenizer, shards.template)
+    offsets, fields = Runner(student, params, 512, jax.devices()[:1])(full(), [shards[n] for n in (0, 5, 2)])
+    confidence = [fields["confidence"][i:j].astype(np.float32) for i, j in itertools.pairwise(offsets)]
+    return shards, trained, dict(zip((0, 5, 2), confidence, strict=True))
+
+
+def test_a_runs_own_gates_close_what_is_struck_through(scored):
+    shards, trained, confidence = scored
+    means = {}
+    for n, of_trace in confidence.items():
+        steps = shards[n].step_id[shards[n].num_prompt :]
+        means[n] = np.array([of_trace[steps == step].mean() for step in steps])
+    every = np.concatenate(list(means.values()))
+    limit = float(every.min() + every.max()) / 2
+    found = replay(RECIPE.format(at_least=limit), trained, shards, list(confidence))
+    assert found is not None
+    assert found.gates[0].startswith("step_confidence(")
+    for n, of_trace in means.items():
+        clear = np.abs(of_trace - limit) > 1e-2  # the ledger keeps float16
+        np.testing.assert_array_equal(found.closed[n][clear], (of_trace < limit)[clear])
+    assert 0 < np.concatenate(list(found.closed.values())).mean() < 1
+    everything_open = replay(RECIPE.format(at_least="-inf"), trained, shards, [0])
+    assert everything_open is not None
+    assert not everything_open.closed[0].any()
+
+
+def test_gates_that_cannot_be_replayed_are_told(scored):
+    shards, trained, _ = scored
+    assert replay(RECIPE[: RECIPE.index("stages.1")], trained, shards, [0]) is None
+    with pytest.raises(UserError, match="at_least = mine, which is no plain value"):
+        replay(RECIPE.format(at_least="mine"), trained, shards, [0])
+    own = RECIPE.format(at_least=0.0).replace("mixdistill.gates.step_confidence:", "experiments.mine:")
+    with pytest.raises(UserError, match=r"experiments.mine:step_confidence is not one of mixdistill's own"):
+        replay(own, trained, shards, [0])
+    running = RECIPE.format(at_least=0.0).replace("step_confidence:step_confidence", "near_anchor:near_anchor")
+    with pytest.raises(UserError):
+        replay(running, trained, shards, [0])
+
+
+def test_evaluations_are_drawn(study):
+    run = find_runs(study)[1]
+    calibration = [[0.0, 0.0, 0]] * 8 + [[0.85, 0.5, 4], [0.95, 1.0, 5]]
+    answers = {"task": "t", "accuracy": {"mean": 0.25}, "calibration": calibration, "calibration_error": 0.18}
+    more = {"train_step": 40, "file": "b.json", "answers": answers, "held_out": {"ann": {"nll": 1.0}}}
+    run = run._replace(evaluations=[*run.evaluations, more])
+    accuracy, nll, sure = evaluation_figures(run)
+    assert [(line["name"], line["x"], line["y"]) for line in accuracy.data] == [("t", [20, 40], [0.5, 0.25])]
+    assert [(line["name"], line["y"]) for line in nll.data] == [("ann", [1.25, 1.0])]
+    assert sure.data[1]["x"] == [0.85, 0.95]
+    assert sure.data[1]["customdata"] == [4, 5]
+    assert "error 0.18" in sure.about
+
+
 def test_views_mask_the_least_confident_tenth_of_the_steps(tmp_path):
     shards = make_shards(tmp_path / "s")
     numbers, fields = choose_traces(shards, 6), {}
@@ -145,7 +227,10 @@ def test_views_mask_the_least_confident_tenth_of_the_steps(tmp_path):
         fields[n] = {"label_logprob": -confidence, "confidence": confidence}
     views = trace_views(shards, numbers, fields)
     # Ten steps with means 10..14 and 20..24: the lowest is below the value at place 1.
-    assert [view["masked"] for view in views] == [[1], [], [], [], [], []]
+    first = np.flatnonzero(shards[numbers[0]].step_id[shards[numbers[0]].num_prompt :] == 1)
+    assert [view["masked"] for view in views] == [first.tolist(), [], [], [], [], []]
+    given = trace_views(shards, numbers[:2], fields, {numbers[1]: np.array([False, True, True])})
+    assert [view["masked"] for view in given] == [[], [1, 2]]
     assert views[5]["surprisal"] == []
     assert views[0]["surprisal"][0] == 10.0
 

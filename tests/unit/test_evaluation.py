@@ -12,7 +12,7 @@ from mixdistill.data.corpus import open_corpus
 from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError
 from mixdistill.evaluation.answers import UNFINISHED, answer, token_span
-from mixdistill.evaluation.calibration import expected_calibration_error
+from mixdistill.evaluation.calibration import calibration_bins, expected_calibration_error
 from mixdistill.evaluation.held_out import held_out, one_pass
 from mixdistill.evaluation.summary import lines, summarise
 from mixdistill.evaluation.tasks import Judged, Task, shards_task, world_task
@@ -96,6 +96,14 @@ def test_summary(answers):
     assert "0.333 [" in text
     assert "wrong 1, unfinished 1" in text
     assert "valid" not in text
+
+
+def test_calibration_bins_by_hand():
+    sure, right = np.array([0.05, 0.95, 1.0, 0.91, np.nan]), np.array([False, True, False, True, True])
+    bins = calibration_bins(sure, right)
+    assert bins[0] == (0.05, 0.0, 1)
+    assert bins[5] == (0.0, 0.0, 0)
+    assert bins[9] == (pytest.approx(2.86 / 3), pytest.approx(2 / 3), 3)
 
 
 def test_calibration_error_by_hand():
