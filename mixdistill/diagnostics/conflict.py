@@ -9,7 +9,9 @@ JS is the Jensen-Shannon divergence of the next content token, always between ha
 halves of one teacher differ by is chance, and is taken off. On a procedural world it ranks the pairs that harm a
 student above a hedging style and another notation, where surprisal, rank-surprisal and gradient cosine do not; on a
 second world it flags another notation too, so it is a reason to look, not a verdict. It cannot see a teacher that is
-too terse or too hard: such a one shares no context with anybody.
+too terse or too hard: such a one shares no context with anybody. A clash between trace and problem shows where a
+context is joined with the problem: the two content tokens around the first place in the problem of its last token. That
+takes many more traces: contexts become rare.
 
 Filler tokens hide conflicts and make false ones, so give content tokens (`content.content_traces`). Contexts that reach
 the start of a trace are left out: how to begin is a choice of style.
@@ -47,7 +49,7 @@ class ConflictMatrix(NamedTuple):
 class Clash(NamedTuple):
     """One context that two teachers continue differently."""
 
-    context: tuple[int, ...]  # tokens, oldest first
+    context: tuple[int, ...]  # tokens, oldest first; those of the problem, if it was joined, before them
     share: float  # of the pair's conflict
     after: tuple[
         tuple[tuple[int, float], ...], tuple[tuple[int, float], ...]
@@ -59,7 +61,7 @@ class Continuations:
     """What every teacher writes after every context that at least two of them have in both halves of their traces."""
 
     teachers: tuple[str, ...]
-    contexts: np.ndarray  # int64 [C, width]: their tokens
+    contexts: np.ndarray  # int64 [C, width]: their tokens; joined with the problem, two more in front, -1 for none
     vocabulary: int  # tokens lie below it
     events: tuple[np.ndarray, ...]  # for each teacher int64 [n], ascending: context number * vocabulary + next token
     counts: tuple[np.ndarray, ...]  # for each teacher float64 [n, 2]: how often, in either half
@@ -67,22 +69,27 @@ class Continuations:
     num_traces: np.ndarray  # int64 [K]
 
 
-def continuation_conflict(traces: Mapping[str, Sequence[np.ndarray]], *, width: int = WIDTH) -> ConflictMatrix:
-    """The matrix over all teachers from their traces' content tokens (one int array a trace)."""
-    return conflict_matrix(count_continuations(traces, width=width))
+Tokens = Mapping[str, Sequence[np.ndarray]]  # of each teacher's traces, one int array a trace
+
+
+def continuation_conflict(traces: Tokens, *, width: int = WIDTH, problems: Tokens | None = None) -> ConflictMatrix:
+    """The matrix over all teachers from their traces' content tokens, and those of their problems if contexts are to
+    be joined with them."""
+    return conflict_matrix(count_continuations(traces, width=width, problems=problems))
 
 
 def count_continuations(
-    traces: Mapping[str, Sequence[np.ndarray]], *, width: int = WIDTH, max_events: int = MAX_EVENTS
+    traces: Tokens, *, width: int = WIDTH, max_events: int = MAX_EVENTS, problems: Tokens | None = None
 ) -> Continuations:
     """Counts every (context, next token). The first half of a teacher's traces, as given, is its first half."""
     length = sum(max(len(trace) - width, 0) for of_teacher in traces.values() for trace in of_teacher)
     limit = np.uint64(min(1.0, max_events / max(length, 1)) * float(2**64 - 2**11))
-    found = [_windows(of_teacher, width, limit) for of_teacher in traces.values()]
+    asked = [None] * len(traces) if problems is None else [problems[name] for name in traces]
+    found = [_windows(own, width, limit, of) for own, of in zip(traces.values(), asked, strict=True)]
     own = [np.intersect1d(w.hash[~w.late], w.hash[w.late]) for w in found]
     hashes, holders = np.unique(np.concatenate([*own, np.zeros(0, np.uint64)]), return_counts=True)
     hashes = hashes[holders > 1]
-    contexts = np.zeros((len(hashes), width), np.int64)
+    contexts = np.zeros((len(hashes), width + 2 * (problems is not None)), np.int64)
     vocabulary = 1 + max((int(w.target.max()) for w in found if len(w.target)), default=0)
     events, counts = [], []
     for w in found:
@@ -121,7 +128,7 @@ def worst_contexts(continuations: Continuations, a: str, b: str, *, limit: int =
     order = [n for n in np.argsort(-part, kind="stable")[:limit] if part[n] > 0]
     return [
         Clash(
-            tuple(map(int, continuations.contexts[pair.context[n]])),
+            tuple(int(token) for token in continuations.contexts[pair.context[n]] if token >= 0),
             float(part[n] / part.sum()),
             (_likeliest(continuations, i, int(pair.context[n])), _likeliest(continuations, j, int(pair.context[n]))),
         )
@@ -150,7 +157,9 @@ class _Windows(NamedTuple):
     late: np.ndarray  # bool [n]: in the second half of the traces
 
 
-def _windows(traces: Sequence[np.ndarray], width: int, limit: np.uint64) -> _Windows:
+def _windows(
+    traces: Sequence[np.ndarray], width: int, limit: np.uint64, problems: Sequence[np.ndarray] | None
+) -> _Windows:
     """The contexts of one teacher whose hash is at most `limit`, and what follows them."""
     lengths = np.array([len(trace) for trace in traces], np.int64)
     tokens = np.concatenate([*traces, np.zeros(0, np.int32)]).astype(np.int32)
@@ -163,7 +172,29 @@ def _windows(traces: Sequence[np.ndarray], width: int, limit: np.uint64) -> _Win
         hashes = _mix(hashes + tokens[target - back].astype(np.uint64) + np.uint64(1))
     target, hashes = target[hashes <= limit], hashes[hashes <= limit]
     context = tokens[target[:, None] - np.arange(width, 0, -1)]
+    if problems is not None:
+        trace = np.repeat(np.arange(len(traces)), lengths)[target]
+        around = _around(problems, trace, context[:, -1])
+        context = np.concatenate([around, context], axis=1)
+        for column in around.T:
+            hashes = _mix(hashes + (column + 2).astype(np.uint64))
     return _Windows(context, hashes, tokens[target].astype(np.int64), late[target])
+
+
+def _around(problems: Sequence[np.ndarray], trace: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """int32 [n, 2]: what stands before and after the first place of each token in its trace's problem; -1 for none."""
+    around = np.full((len(token), 2), -1, np.int32)
+    ends = np.searchsorted(trace, np.arange(len(problems) + 1))
+    for problem, start, stop in zip(problems, ends[:-1], ends[1:], strict=True):
+        if not len(problem):
+            continue
+        values, first = np.unique(problem, return_index=True)
+        at = np.minimum(np.searchsorted(values, token[start:stop]), len(values) - 1)
+        found = values[at] == token[start:stop]
+        padded = np.concatenate([[-1], problem, [-1]])
+        pairs = np.stack([padded[first[at]], padded[first[at] + 2]], axis=1)
+        around[start:stop][found] = pairs[found]
+    return around
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -44,13 +44,14 @@ def flat(tokens: Sequence[np.ndarray], is_content: np.ndarray) -> Completions:
     return Completions(trace, place, np.repeat(lengths, lengths), token, is_content[token])
 
 
-def content_traces(shards: Shards, limit: int, *, seed: int = 0) -> dict[str, list[np.ndarray]]:
-    """The content tokens of the completions of at most `limit` traces of every teacher, chosen at random."""
+def content_traces(shards: Shards, limit: int, *, seed: int = 0, prompts: bool = False) -> dict[str, list[np.ndarray]]:
+    """The content tokens of the completions of at most `limit` traces of every teacher, chosen at random; those of the
+    `prompts` of the same traces instead."""
     is_content = content_ids(shards.tokenizer)
 
     def read(number: int) -> np.ndarray:
         trace = shards.arrays(int(number))
-        completion = trace.tokens[trace.num_prompt :]
-        return completion[is_content[completion]]
+        part = trace.tokens[: trace.num_prompt] if prompts else trace.tokens[trace.num_prompt :]
+        return part[is_content[part]]
 
     return {name: [read(n) for n in numbers] for name, numbers in sample_traces(shards, limit, seed=seed).items()}

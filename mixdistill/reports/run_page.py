@@ -1,6 +1,6 @@
 """The page of a run or a study: what was trained, how it went, teacher by teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from mixdistill.reports import figures
 from mixdistill.reports.numbers import number, share
 from mixdistill.reports.page import Cell, Column, Figure, Section, Table, cell
 from mixdistill.reports.run_data import Run
+from mixdistill.reports.student_page import MISLEADING
 
 OF_TEACHERS = {  # metric with an entry a teacher -> title, axis, whether it is a share
     "teacher/nll": ("surprisal", "nats a token", False),
@@ -74,6 +75,7 @@ def run_sections(run: Run) -> list[Section]:
     return [
         Section("loss", "loss", _about(run), figures=curves if run.lines else []),
         Section("teachers", "teacher by teacher", _without_accuracy(run), figures=list(_of_teachers(run))),
+        Section("gradients", "gradients", MISLEADING, figures=list(_gradients(run))),
         Section("gates", "gates", "Share of the valid tokens at which a gate is open.", figures=list(_gates(run))),
         Section("mixture", "mixture", "Where the tokens came from.", figures=list(_mixture(run))),
         Section("evaluation", "evaluation", EVALUATION, evaluation_tables([run]), evaluation_figures(run)),
@@ -178,6 +180,17 @@ def _of_teachers(run: Run) -> list[Figure]:
         for metric, (title, axis, percent) in OF_TEACHERS.items()
         if metric in known
     ]
+
+
+def _gradients(run: Run) -> Iterator[Figure]:
+    """Where the run measured each teacher's gradient (`Stage(teacher_gradients=...)`)."""
+    if run.metrics("teacher/gradient_cosine"):
+        about = "Cosine of each teacher's gradient with that of the others."
+        yield _by_teacher(run, "teacher/gradient_cosine", about, "cosine")
+    if run.metrics("gradient/opposed"):
+        opposed = {"opposed": run.series("gradient/opposed")}
+        about = "Pairs of teachers whose gradients oppose each other: where PCGrad steps in."
+        yield figures.lines("opposed", about, opposed, "train step", "share of pairs", percent=True, whole=True)
 
 
 def _gates(run: Run) -> list[Figure]:

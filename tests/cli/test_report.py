@@ -94,6 +94,15 @@ def test_sections_of_a_run(study):
     assert found["loss"].data[0]["x"] == [10, 20]
 
 
+def test_gradients_are_drawn_where_they_were_measured(study):
+    run = find_runs(study)[1]
+    assert "opposed" not in figures_of(run_sections(run))
+    metrics = {"teacher/gradient_cosine": {"ann": 0.5, "bob": -0.25}, "gradient/opposed": 0.75}
+    found = figures_of(run_sections(run._replace(lines=[line(10, 2.0, 3.0, **metrics)])))
+    assert [trace["y"] for trace in found["teacher-gradient_cosine"].data] == [[0.5], [-0.25]]
+    assert found["opposed"].data[0]["y"] == [0.75]
+
+
 def test_sections_of_a_study(study):
     runs, evaluation = study_sections(find_runs(study))
     assert [row[0].text for row in runs.tables[0].rows] == ["deep/single|0", "mixed-0"]

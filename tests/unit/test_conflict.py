@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mixdistill.diagnostics import conflict
 from mixdistill.diagnostics.conflict import (
+    _around,
     continuation_conflict,
     count_continuations,
     project_conflicts,
@@ -141,3 +142,34 @@ def test_pcgrad_takes_the_others_as_they_were_given():
         assert np.isfinite(result).all()
     np.testing.assert_array_equal(given, before)
     assert project_conflicts([]) == []
+
+
+def beside(random, shift: int, count: int = 600):
+    """(traces, problems): each trace walks through the tokens of its problem at random, and after every one writes the
+    token that stands `shift` places from it in the problem."""
+    problems = [random.permutation(np.arange(2, 10)) for _ in range(count)]
+    traces = []
+    for problem in problems:
+        places = random.integers(1, 7, 6)
+        traces.append(np.stack([problem[places], problem[places + shift]], axis=1).ravel())
+    return traces, problems
+
+
+def test_a_clash_with_the_problem_shows_where_contexts_are_joined_with_it():
+    random = np.random.default_rng(0)
+    made = {"right": beside(random, 1), "same": beside(random, 1), "left": beside(random, -1)}
+    traces, problems = ({name: pair[k] for name, pair in made.items()} for k in range(2))
+    apart, joined = (continuation_conflict(traces, width=1, problems=p) for p in (None, problems))
+    assert apart.between("right", "left") < 0.02
+    assert joined.between("right", "left") > 0.2
+    assert abs(joined.between("right", "same")) < 0.05
+    worst = worst_contexts(count_continuations(traces, width=1, problems=problems), "right", "left", limit=3)
+    for clash in worst:
+        before, after, _ = clash.context
+        assert {side[0][0] for side in clash.after} == {before, after}
+
+
+def test_neighbours_in_a_problem_by_hand():
+    problems = [np.array([5, 3, 5, 7]), np.array([], int), np.array([4])]
+    found = _around(problems, np.array([0, 0, 0, 1, 2]), np.array([5, 7, 9, 5, 4]))
+    assert found.tolist() == [[-1, 3], [5, -1], [-1, -1], [-1, -1], [-1, -1]]
