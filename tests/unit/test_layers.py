@@ -31,7 +31,9 @@ ROOMS = [
     "recipe",
     "evaluation",
     "training",
+    "plan",
     "reports",
+    "launch",
     "commands",
     "cli",
 ]
