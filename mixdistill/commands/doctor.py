@@ -31,18 +31,23 @@ Line = tuple[str, bool | None, str]  # what was checked, passed (None: for infor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="shards or run folders to check in full")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="of a run: set damaged checkpoints aside, remove unfinished ones and broken ends of its files",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints one line a check; 0 when all passed, 1 otherwise."""
     passed = True
-    for name, ok, found in _checks(args.paths):
+    for name, ok, found in _checks(args.paths, args.repair):
         passed &= ok is not False
         print(f"{ {True: 'ok  ', False: 'FAIL', None: 'info'}[ok] }  {name}: {found}", flush=True)
     return 0 if passed else 1
 
 
-def _checks(paths: list[Path]) -> Iterator[Line]:
+def _checks(paths: list[Path], repair: bool) -> Iterator[Line]:
     yield "python", sys.version_info >= (3, 12), sys.version.split()[0]
     yield from (_package(name) for name in REQUIRED)
     yield from (_extra(name, purpose) for name, purpose in OPTIONAL.items())
@@ -50,7 +55,10 @@ def _checks(paths: list[Path]) -> Iterator[Line]:
     yield _guarded("compile", _compile)
     yield _disk(Path(tempfile.gettempdir()))
     for path in paths:
-        yield _guarded(str(path), lambda path=path: _folder(path))
+        if (path / "recipe.txt").is_file():
+            yield from _workdir(path, repair)
+        else:
+            yield _guarded(str(path), lambda path=path: _folder(path))
 
 
 def _guarded(name: str, check: Callable[[], str]) -> Line:
@@ -101,24 +109,47 @@ def _disk(folder: Path) -> Line:
 def _folder(path: Path) -> str:
     if (path / "manifest.json").is_file():
         return _shards(path)
-    if (path / "recipe.txt").is_file():
-        return _workdir(path)
     raise UserError(f"neither shards (manifest.json) nor a run (recipe.txt) in {path}")
 
 
 def _shards(path: Path) -> str:
+    """Checks every file and every record. Raises `UserError` naming what is damaged: first the files, by checksum, then
+    traces one by one, which a damaged file may still give."""
+    from mixdistill.traces import manifest as manifests
     from mixdistill.traces.shards import Shards
 
-    shards = Shards.open(path, verify="full")
-    for index in range(len(shards)):
-        shards[index]
+    shards = Shards.open(path, verify="none")
+    damaged = manifests.damaged(path, shards.manifest)
+    broken = (
+        [index for index in range(len(shards)) if not shards.whole(index)] if not damaged or _records(damaged) else []
+    )
+    if damaged or broken:
+        listed = ", ".join(map(str, broken[:10])) + (", ..." if len(broken) > 10 else "")
+        traces = f"; {len(broken)} of {len(shards)} traces cannot be read: {listed}" if broken else ""
+        raise UserError(
+            f"{'; '.join(damaged) or 'a record'}{traces}. Copy the files again, or prepare the shards again"
+        )
     return f"{len(shards)} traces of {len(shards.teachers)} teachers, every checksum and record is good"
 
 
-def _workdir(path: Path) -> str:
+def _workdir(path: Path, repair: bool) -> Iterator[Line]:
+    """Checkpoints one by one, then the files that grow."""
     if not os.access(path, os.W_OK):
-        raise UserError("not writable, so the run cannot go on here")
-    steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit())
-    if not steps:
-        return "no checkpoint yet; training would start from train_step 0"
-    return f"checkpoints of train_steps {', '.join(map(str, steps))}; training would resume after {steps[-1]}"
+        yield str(path), False, "not writable, so the run cannot go on here"
+        return
+    from mixdistill.training import care
+
+    found = False
+    for train_step, problem in care.checkpoints(path, repair=repair):
+        found |= not problem
+        name = f"{path} checkpoint {train_step}"
+        yield name, not problem or repair, problem or "every array has its checksum"
+        if problem and repair:
+            yield name, None, "set aside in damaged/"
+    for name, problem in care.files(path, repair=repair):
+        yield f"{path} {name}", repair, f"{problem}{', repaired' if repair else '; --repair cuts it'}"
+    steps = care.whole(path)
+    if found and steps:
+        yield str(path), True, f"training would resume after train_step {steps[-1]}"
+    else:
+        yield str(path), not steps, "no checkpoint yet; training would start from train_step 0"

@@ -25,15 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--segment", default="auto", metavar="RULE", help="how steps are found (default: auto)")
     parser.add_argument("--no-grade", action="store_true", help="leave the answers ungraded")
     parser.add_argument("--max-tokens", type=int, default=32768, help="leave longer traces out (default: %(default)s)")
+    parser.add_argument(
+        "--policy",
+        choices=("quarantine", "strict"),
+        default="quarantine",
+        help="what becomes of a bad row: left out and noted, or the end (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=_num_cores(), help="processes (default: all cores)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepares and prints the table of teachers; 0."""
-    # A scheduler's SIGTERM removes the unfinished folder too: as an exception it passes every `finally`.
+    # A scheduler's SIGTERM is tidied up after, too: as an exception it passes every `finally`.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         shards = _prepare(args)
+    except (KeyboardInterrupt, SystemExit):
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
     _print_table(shards.manifest, args.out)
@@ -62,6 +71,7 @@ def _prepare(args: argparse.Namespace) -> "Shards":
             settings=settings,
             workers=args.workers,
             overwrite=args.overwrite,
+            strict=args.policy == "strict",
             progress=show,
         )
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mixdistill.data.beside import Column, OpenTags, open_column, open_fields, open_tags
+from mixdistill.data.damage import Damage
 from mixdistill.data.mixture import Mixture, Select
 from mixdistill.errors import UserError, unknown
 from mixdistill.traces.shards import Shards
@@ -25,6 +26,7 @@ class Corpus(NamedTuple):
     counts: dict[str, dict[str, int]]  # {teacher: {"eligible", "dropped", "truncated"}}
     fields: tuple[Mapping[str, Column], ...] = ()  # further batch fields, of each folder
     tags: OpenTags | None = None
+    damage: Damage = Damage("strict")
 
     def locate(self, trace_id: int) -> tuple[int, int]:
         """(folder, index in it)."""
@@ -35,7 +37,8 @@ class Corpus(NamedTuple):
 def open_corpus(mixture: Mixture) -> Corpus:
     """Opens the shards. Raises `UserError` for unknown teachers, folds or verdicts, teachers without a trace, traces
     that are too long (by policy), shards of different tokenizers, and scores that are not there."""
-    shards = tuple(Shards.open(folder) for folder in mixture.folders)
+    verify = "full" if mixture.damaged == "strict" else "fast"
+    shards = tuple(Shards.open(folder, verify) for folder in mixture.folders)
     for other in shards[1:]:
         if other.manifest["tokenizer"] != shards[0].manifest["tokenizer"]:
             first, second = (s.manifest["tokenizer"][:12] for s in (shards[0], other))
@@ -78,6 +81,7 @@ def open_corpus(mixture: Mixture) -> Corpus:
         counts,
         tuple(open_fields(s, mixture.fields) for s in shards) if mixture.fields else (),
         tags,
+        Damage(mixture.damaged),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mixdistill.data.damage import Policy
 from mixdistill.errors import UserError, unknown
 
 Unit = Literal["tokens", "traces"]
@@ -85,13 +86,15 @@ class Mixture:
     seed: int = 0
     pack_by: PackBy = "mixed"  # "teacher": a row holds traces of one teacher alone
     too_long: TooLong = "drop"  # a trace that does not fit in a row
+    damaged: Policy = "quarantine"  # "strict": checksums of all files at the start, and no record may be unreadable
     fields: Mapping[str, Scores] = field(default_factory=dict)  # further fields of a batch, for Objective(fields=...)
     select: Select | None = None  # None: all traces of a problem
     tags: Tags | None = None
     turns: int | None = None  # one teacher at a time, each for so many train steps; those without weight are left out
+    anchor: str | None = None  # a teacher that has half of everybody's turn, and none of its own
 
     def __post_init__(self):
-        for name, kind in (("unit", Unit), ("pack_by", PackBy), ("too_long", TooLong)):
+        for name, kind in (("unit", Unit), ("pack_by", PackBy), ("too_long", TooLong), ("damaged", Policy)):
             if getattr(self, name) not in typing.get_args(kind):
                 raise unknown(f"mixture {name}", str(getattr(self, name)), typing.get_args(kind))
         for name, least in (("rows", 1), ("length", 2)):
@@ -99,6 +102,8 @@ class Mixture:
                 raise UserError(f"mixture {name} is {getattr(self, name)}; it is at least {least}")
         if self.turns is not None and self.turns < 1:
             raise UserError(f"mixture turns is {self.turns}; a teacher's turn lasts at least 1 train step")
+        if self.anchor is not None and self.turns is None:
+            raise UserError(f"mixture anchor is {self.anchor!r}, who accompanies turns; say how long they are (turns)")
         for name, scores in self.fields.items():
             if (scores.name == "topk") != (name == "teacher_topk"):
                 raise UserError(f"batch field {name!r} of score {scores.name!r}: 'topk' is the score of 'teacher_topk'")

@@ -51,6 +51,7 @@ class Pipeline(Iterator[Batch]):
     def __init__(self, corpus: Corpus, mixture: Mixture, process_index: int, process_count: int, read_ahead: int):
         self.corpus, self.mixture, self.read_ahead = corpus, mixture, read_ahead
         self.num_targets = 0  # trained on in the batch read last, of all processes
+        self.traces: tuple[int, ...] = ()  # in the batch read last, of all processes
         self._num_rows = mixture.rows // process_count
         self._first = process_index * self._num_rows
         self._content = content_ids(corpus.shards[0].tokenizer)
@@ -70,8 +71,14 @@ class Pipeline(Iterator[Batch]):
     def __next__(self) -> Batch:
         """This process's rows of the next batch, see `FIELDS`."""
         batch = next(self._batches)
-        self.num_targets = int(sum(self.corpus.trained[place.trace_id] for place in self._schedule.read().places))
+        self.traces = tuple(place.trace_id for place in self._schedule.read().places)
+        self.num_targets = int(sum(self.corpus.trained[trace_id] for trace_id in self.traces))
         return batch
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """By teacher name, once all changes are in force that are decided."""
+        return dict(zip(self.teachers, self._schedule.weights, strict=True))
 
     def get_state(self) -> dict[str, Any]:
         """JSON values of a few kilobytes, the same on every process: the position before the next batch."""

@@ -14,10 +14,12 @@ NO_TAG = np.zeros(0, np.int32)
 
 def read_rows(corpus: Corpus, content: np.ndarray, rows: Sequence[Sequence[Place]], length: int) -> Batch:
     """Every field of these rows, [R, T], and those that the mixture adds. A place's own row number does no more than
-    decide on its tag. `content` is bool [V], see `tokenizer.content_ids`."""
+    decide on its tag. `content` is bool [V], see `tokenizer.content_ids`. A trace that cannot be read leaves its
+    place empty, or raises `UserError`, as the mixture says."""
     batch = {name: np.full((len(rows), length), field.padding, field.dtype) for name, field in FIELDS.items()}
     for columns in corpus.fields[:1]:
         batch |= blank(columns, (len(rows), length))
+    nothing = {name: np.copy(array[0, 0]) for name, array in batch.items()}
     positions = np.arange(length)
     for number, places in enumerate(rows):
         for segment, place in enumerate(places, start=1):
@@ -30,7 +32,13 @@ def read_rows(corpus: Corpus, content: np.ndarray, rows: Sequence[Sequence[Place
             batch["position"][columns] = positions[:size]
             batch["teacher_id"][columns] = teacher
             batch["trace_id"][columns] = place.trace_id
-            _fill(batch, columns, size, tag, *corpus.locate(place.trace_id), corpus)
+            folder, index = corpus.locate(place.trace_id)
+            try:
+                _fill(batch, columns, size, tag, folder, index, corpus)
+            except Exception as error:  # noqa: BLE001 - whatever broken bytes raise, in a library or by their shape
+                corpus.damage.meet(place.trace_id, f"record {index} of {corpus.shards[folder].path}", error)
+                for name, empty in nothing.items():
+                    batch[name][columns] = empty
     batch["content"] = content[batch["target"]] & batch["valid"]
     return batch
 
@@ -40,6 +48,10 @@ def _fill(
 ) -> None:
     """The tag, and what stands in the record and beside it. Inputs leave out the last token, targets the first."""
     trace = corpus.shards[folder].arrays(index)
+    if len(trace.tokens) != corpus.shards[folder].index["num_tokens"][index]:
+        raise ValueError(f"it has {len(trace.tokens)} tokens, and another number in the index")
+    if trace.tokens.min() < 0 or trace.tokens.max() >= corpus.shards[folder].manifest["vocab_size"]:
+        raise ValueError("it has tokens that its tokenizer does not know")
     tokens = np.concatenate([tag, trace.tokens])
     start = max(len(tag) + trace.num_prompt - 1, 0)  # column of the first target that is trained on
     own = columns[0], slice(columns[1].start + len(tag), columns[1].stop)  # without the tag

@@ -22,6 +22,12 @@ class Schedule:
         with self._lock:
             return self._planned[self._oldest][0] if self._oldest in self._planned else self._next
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Those in force once all changes are."""
+        with self._lock:
+            return self._next.pending[-1][1] if self._next.pending else self._next.weights
+
     def plan(self, train_step: int) -> Plan:
         """The plan of a train step that is not read yet."""
         with self._lock:

@@ -5,7 +5,6 @@ a server fails at is retried a bounded number of times and then counted: the bat
 left of it, there is one clear error. Only the configured address is ever contacted.
 """
 
-import concurrent.futures
 import dataclasses
 import json
 import os
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from mixdistill.errors import UserError
+from mixdistill.generation.in_threads import in_threads
 from mixdistill.generation.policy import Policy
 from mixdistill.generation.sampler import Generated
 
@@ -87,16 +87,13 @@ def complete_remotely(
     when fewer than the server's `min_share` of them came back."""
     pool, faults = _connections(server), Counter()
     most = [max_new] * len(prompts) if isinstance(max_new, int) else list(map(int, max_new))
-    with concurrent.futures.ThreadPoolExecutor(server.concurrency) as threads:
-        asked = [
-            threads.submit(_ask, server, pool, _body(server, prompt, most[i], policy, seed + i), eos_id, vocab_size)
-            for i, prompt in enumerate(prompts)
-        ]
-        results = []
-        for future in asked:
-            result, reasons = future.result()
-            results.append(result)
-            faults.update(reasons)
+    bodies = [_body(server, prompt, most[i], policy, seed + i) for i, prompt in enumerate(prompts)]
+    results = []
+    for result, reasons in in_threads(
+        lambda body: _ask(server, pool, body, eos_id, vocab_size), bodies, server.concurrency
+    ):
+        results.append(result)
+        faults.update(reasons)
     pool.clear()
     failures = Counter(result for result in results if isinstance(result, str))
     good = [result for result in results if not isinstance(result, str)]

@@ -9,7 +9,9 @@ from mixdistill.generation.rollouts import HeldOut, Rollouts
 from mixdistill.mesh import FSDP, Rules
 from mixdistill.objective import Objective
 from mixdistill.optimizers import Budget, OptimizerConfig
+from mixdistill.recipe.guard import Guard
 from mixdistill.recipe.handover import Rule
+from mixdistill.students.adapters import FROZEN, Lora, with_adapters
 from mixdistill.students.config import DecoderConfig
 from mixdistill.students.decoder import make_student
 from mixdistill.students.student import Student
@@ -75,8 +77,11 @@ class Recipe:
     name: str
     student: DecoderConfig | Callable[[], Student]
     stages: tuple[Stage, ...]
+    start: str | None = None  # folder of published weights that training starts from; None: random
+    adapters: Lora | None = None  # trained in place of the student, whose weights are then frozen
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     seed: int = 0  # of the parameters and of the order of the data
+    guard: Guard = dataclasses.field(default_factory=Guard)
     tokenizer: str | None = None  # a tokenizer.json, or its hash: the shards must have been made with it
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"fsdp": -1})
     rules: Rules = FSDP
@@ -89,6 +94,11 @@ class Recipe:
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.stages:
             raise UserError(f"recipe {self.name!r} has no stages")
+        if self.start is not None and not isinstance(self.student, DecoderConfig):
+            raise UserError(
+                f"recipe {self.name!r} starts from {self.start}, which needs a DecoderConfig as student: "
+                "read_config(folder) of mixdistill.students.weights gives the one that fits"
+            )
         if self.stages[0].objective is None:
             raise UserError(f"stage {self.stages[0].name!r} is the first and needs an objective")
         names = [stage.name for stage in self.stages]
@@ -119,5 +129,17 @@ class Recipe:
         return given[-1]
 
     def build_student(self) -> Student:
-        """The model as pure functions."""
+        """The model as pure functions, with adapters if there are."""
+        student = self.build_base()
+        return with_adapters(student, self.adapters) if self.adapters else student
+
+    def build_base(self) -> Student:
+        """The model without adapters."""
         return make_student(self.student) if isinstance(self.student, DecoderConfig) else self.student()
+
+    @property
+    def trained(self) -> OptimizerConfig:
+        """The optimiser, with what is under adapters frozen."""
+        if self.adapters is None:
+            return self.optimizer
+        return dataclasses.replace(self.optimizer, frozen=(*self.optimizer.frozen, FROZEN))

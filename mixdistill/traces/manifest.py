@@ -9,6 +9,7 @@ from mixdistill.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+RECORDS = ".array_record"  # the files that may be large
 
 FIELDS = ("tokenizer", "vocab_size", "num_traces", "num_tokens", "teachers", "folds", "verdicts", "shards", "files")
 
@@ -57,22 +58,30 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, manifest: dict[str, Any], how: Verify) -> None:
-    """Compares the files with the manifest: their sizes ("fast") or their checksums ("full"). Raises `UserError`."""
+    """Compares the files with the manifest: their checksums ("full"), of record files only sizes ("fast"). Raises
+    `UserError`."""
     if how not in ("fast", "full", "none"):
         raise UserError(f"unknown verify {how!r}; known: fast (sizes), full (checksums), none")
     for name, file in manifest["files"].items() if how != "none" else ():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"shards {folder}: {name} is missing; copy it again or prepare the shards again")
-        if path.stat().st_size != file["bytes"]:
-            raise UserError(
-                f"shards {folder}: {name} has {path.stat().st_size} bytes, the manifest says {file['bytes']}; "
-                "copy it again or prepare the shards again"
-            )
-        if how == "full" and _sha256(path) != file["sha256"]:
-            raise UserError(
-                f"shards {folder}: {name} was changed (another checksum than the manifest's); prepare the shards again"
-            )
+        if problem := _problem(folder / name, file, how):
+            raise UserError(f"shards {folder}: {name} {problem}; copy it again or prepare the shards again")
+
+
+def damaged(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with each file that is not as the manifest says."""
+    found = ((name, _problem(folder / name, file, "full")) for name, file in manifest["files"].items())
+    return [f"{name} {problem}" for name, problem in found if problem]
+
+
+def _problem(path: Path, file: dict[str, Any], how: Verify) -> str:
+    """ "" if the file is as the manifest says. Small files are read in full: planning needs every byte of them."""
+    if not path.is_file():
+        return "is missing"
+    if (size := path.stat().st_size) != file["bytes"]:
+        return f"has {size} bytes, the manifest says {file['bytes']}"
+    if (how == "full" or path.suffix != RECORDS) and _sha256(path) != file["sha256"]:
+        return "was changed (another checksum than the manifest's)"
+    return ""
 
 
 def _sha256(path: Path) -> str:

@@ -5,7 +5,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mixdistill import __version__
 from mixdistill.errors import UserError, unknown
 from mixdistill.traces import record as records
 from mixdistill.traces import segment, shard_writer
@@ -14,7 +16,8 @@ from mixdistill.traces.ordered_pool import ordered_map
 from mixdistill.traces.record import EncodedTrace
 from mixdistill.traces.shard_index import Quarantined, Summary, summarise
 from mixdistill.traces.shards import Shards
-from mixdistill.traces.sources import File, ReadAs, Row, find_files, read_file
+from mixdistill.traces.sources import File, ReadAs, Row, find_files, read_file, stamp
+from mixdistill.traces.spool import Result, Spool
 from mixdistill.traces.templates import PLAIN, ChatTemplate
 from mixdistill.traces.tokenizer import Tokenizer, train_bpe
 from mixdistill.traces.trace import Step, Trace
@@ -52,18 +55,24 @@ def prepare(
     settings: Settings = Settings(),
     workers: int = 1,
     overwrite: bool = False,
+    strict: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Shards:
     """Reads all `sources` and writes shards to `out`, equal bytes for any number of `workers`. Without `tokenizer` a
-    BPE of `vocab_size` is trained on the traces first. Raises `UserError` for bad input; then nothing is written."""
+    BPE of `vocab_size` is trained on the traces first. After an interruption the same call goes on where it was. Raises
+    `UserError` for bad input, and under `strict` for the first row that is bad; then nothing is written."""
     out, files = Path(out), find_files(sources)
     shard_writer.check_out(out, overwrite)
     if workers < 1:
         raise UserError(f"--workers {workers} must be at least 1")
-    if tokenizer is None:
-        tokenizer = train_bpe(_texts(_watched(files, read_as, progress, "tokenizer")), vocab_size)
-    rows = _watched(files, read_as, progress, "traces")
-    return _write(rows, out, tokenizer, settings, workers=workers, overwrite=overwrite)
+    made = tokenizer.hash if tokenizer else vocab_size
+    with Spool(out, _key(files, read_as, settings, made)) as spool:
+        tokenizer = tokenizer or spool.tokenizer()
+        if tokenizer is None:
+            tokenizer = train_bpe(_texts(_watched(files, read_as, progress, "tokenizer")), vocab_size)
+            spool.keep_tokenizer(tokenizer)
+        rows = _watched(files, read_as, progress, "traces")
+        return _write(rows, out, tokenizer, settings, workers=workers, overwrite=overwrite, strict=strict, spool=spool)
 
 
 def prepare_traces(
@@ -113,6 +122,8 @@ def _write(
     *,
     workers: int,
     overwrite: bool,
+    strict: bool = False,
+    spool: Spool | None = None,
 ) -> Shards:
     with shard_writer.ShardWriter(out, tokenizer=tokenizer, overwrite=overwrite) as writer:
         writer.extra = {
@@ -120,13 +131,46 @@ def _write(
             "segment": settings.segment,
             "max_tokens": settings.max_tokens,
         }
-        work = ordered_map(Encode(tokenizer, settings), itertools.batched(rows, JOB_ROWS), workers=workers)
-        for result in itertools.chain.from_iterable(work):
+        jobs, encode = itertools.batched(rows, JOB_ROWS), Encode(tokenizer, settings)
+        for result in itertools.chain.from_iterable(_results(jobs, encode, workers, spool)):
             if isinstance(result, Quarantined):
+                if strict:
+                    raise UserError(_refusal(result))
                 writer.quarantine(result)
             else:
                 writer.add_record(*result)
     return Shards.open(out)
+
+
+def _results(jobs: Iterator[tuple], encode: "Encode", workers: int, spool: Spool | None) -> Iterator[list[Result]]:
+    """The results of all jobs in order: those that are done already, then the others."""
+    if spool is None:
+        yield from ordered_map(encode, jobs, workers=workers)
+        return
+    for results in spool.done():
+        if next(jobs, None) is not None:
+            yield results
+    for results in ordered_map(encode, jobs, workers=workers):
+        spool.add(results)
+        yield results
+
+
+def _refusal(row: Quarantined) -> str:
+    return (
+        f"{row.file}:{row.line} is bad: {row.reason} {row.excerpt!r:.120}. Mend or remove it; or leave such rows out, "
+        "with file, line and reason in quarantine.jsonl: --policy quarantine"
+    )
+
+
+def _key(files: Sequence[File], read_as: ReadAs, settings: Settings, tokenizer: str | int) -> dict[str, Any]:
+    """All that the result depends on: other sources, or changed ones, begin anew."""
+    return {
+        "files": [[file.name, file.chosen, *stamp(file.path)] for file in files],
+        "read_as": repr(read_as),
+        "settings": repr(settings),
+        "tokenizer": tokenizer,
+        "version": [__version__, JOB_ROWS],
+    }
 
 
 @dataclass(frozen=True)

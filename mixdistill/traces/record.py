@@ -54,7 +54,13 @@ def arrays(record: bytes) -> Arrays:
 def from_bytes(record: bytes) -> EncodedTrace:
     """Inverts `to_bytes`. Raises `UserError` for bytes that are no record."""
     (tokens, step_id, num_prompt, logprobs, answer), rest = _split(record)
-    return EncodedTrace(tokens, step_id, num_prompt, logprobs, Trace.from_json(json.loads(rest)), answer)
+    try:
+        trace = Trace.from_json(json.loads(rest))
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"a record of these shards is damaged ({error}); prepare the shards again") from None
+    return EncodedTrace(tokens, step_id, num_prompt, logprobs, trace, answer)
 
 
 def _split(record: bytes) -> tuple[Arrays, bytes]:
@@ -65,6 +71,8 @@ def _split(record: bytes) -> tuple[Arrays, bytes]:
     end = first + (3 if has_logprobs else 2) * size
     if len(record) < end:
         raise UserError("a record of these shards is cut short; prepare the shards again")
+    if not (length and num_prompt <= length and start <= stop <= length):
+        raise UserError("a record of these shards contradicts itself; prepare the shards again")
     tokens = np.frombuffer(record, "<i4", length, first)
     step_id = np.frombuffer(record, "<i4", length, first + size)
     logprobs = np.frombuffer(record, "<f4", length, first + 2 * size) if has_logprobs else None

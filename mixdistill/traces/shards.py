@@ -82,6 +82,14 @@ class Shards:
         """Trace `index` without its text: several times faster than `[index]`."""
         return records.arrays(self._record(index))
 
+    def whole(self, index: int) -> bool:
+        """Whether trace `index` can be read."""
+        try:
+            self[index]
+        except Exception:  # noqa: BLE001 - whatever broken bytes raise in a library
+            return False
+        return True
+
     @functools.cached_property
     def index(self) -> dict[str, np.ndarray]:
         """One entry a trace: int32 num_tokens, num_prompt, num_steps, teacher_id, problem; int8 verdict, fold."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import optax
@@ -25,8 +25,9 @@ from mixdistill.training.checkpoint import Identity
 from mixdistill.training.held_out import Exam
 from mixdistill.training.position import Position
 from mixdistill.training.rollout_pipeline import RolloutPipeline, check_rollouts
+from mixdistill.training.start import check_start, starting_params
 from mixdistill.training.state import TrainState, abstract_state, init_state, initial_memory
-from mixdistill.training.steer import READ_AHEAD
+from mixdistill.training.steer import READ_AHEAD, without
 from mixdistill.training.step import TrainStep, compile_train_step, make_train_step
 
 
@@ -53,9 +54,10 @@ class Job:
         return self.corpora[0].shards[0]
 
     def initial_state(self) -> TrainState:
-        """Fresh parameters on the mesh."""
-        memory = initial_memory(self.objectives)
-        return init_state(self.student, self.optimizer, memory, self.recipe.seed, self.mesh, self.recipe.rules)
+        """Fresh parameters on the mesh, or those that the recipe starts from."""
+        recipe, memory = self.recipe, initial_memory(self.objectives)
+        params = None if recipe.start is None else starting_params(recipe, self.mesh)
+        return init_state(self.student, self.optimizer, memory, recipe.seed, self.mesh, recipe.rules, params)
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state. Raises `UserError` if the mesh does not divide a parameter."""
@@ -69,21 +71,21 @@ class Job:
             self.objectives[stage],
             self.optimizer,
             num_microbatches=self.recipe.num_microbatches,
-            frozen=self.recipe.optimizer.frozen,
+            frozen=self.recipe.trained.frozen,
             mesh=self.mesh,
             rules=self.recipe.rules,
         )
         return compile_train_step(step, self.mesh, self.recipe.rules, self.student)
 
-    def pipeline(self, position: Position) -> Pipeline | RolloutPipeline:
-        """The pipeline of the position's stage, where the position says."""
+    def pipeline(self, position: Position, closed: Collection[str] = ()) -> Pipeline | RolloutPipeline:
+        """The pipeline of the position's stage, where the position says. A stage begins without `closed` teachers."""
         source, corpus = source_of(self.recipe, position.stage), self.corpora[position.stage]
         part = share(self.mesh, self.recipe.rules, source.rows)
         if isinstance(source, Rollouts):
             itself = self.teachers.index(SELF)
             pipeline = RolloutPipeline(source, corpus, self.student, itself, self.mesh, self.recipe.rules, part)
         else:
-            pipeline = Pipeline(corpus, source, *part, READ_AHEAD)
+            pipeline = Pipeline(corpus, _without(source, corpus, closed), *part, READ_AHEAD)
         if position.pipeline is not None:
             pipeline.set_state(position.pipeline)
         return pipeline
@@ -92,6 +94,13 @@ class Job:
         """The held-out problems of a stage. Raises `UserError` for shards that do not fit."""
         setting = self.recipe.stages[stage].held_out
         return Exam(setting, self.student, self.identity.tokenizer, self.mesh, self.recipe.rules)
+
+
+def _without(source: Mixture, corpus: Corpus, closed: Collection[str]) -> Mixture:
+    if not closed:
+        return source
+    weights = dict(zip(corpus.teachers, weight_vector(corpus, source).tolist(), strict=True))
+    return dataclasses.replace(source, weights=without(weights, closed))
 
 
 def source_of(recipe: Recipe, stage: int) -> Mixture | Rollouts:
@@ -110,6 +119,8 @@ def build(recipe: Recipe, devices: Sequence[Device] | None = None, command: str 
     mesh = make_mesh(recipe.mesh, devices)
     corpora = _open(recipe)
     student = recipe.build_student()
+    if recipe.start is not None:
+        check_start(recipe)
     _check_vocabulary(student, corpora[0])
     for stage in recipe.stages:
         _check_rows(stage.source.rows, recipe, mesh)
@@ -121,7 +132,7 @@ def build(recipe: Recipe, devices: Sequence[Device] | None = None, command: str 
         _check_routers(stage, objective)
     tokenizer = corpora[0].shards[0].manifest["tokenizer"]
     identity = Identity(show(recipe), fingerprint(recipe), teachers, tokenizer, command)
-    optimizer = make_optimizer(recipe.optimizer, student.axes, recipe.budget)
+    optimizer = make_optimizer(recipe.trained, student.axes, recipe.budget)
     job = Job(recipe, mesh, student, optimizer, tuple(objectives), corpora, identity)
     job.abstract_state()
     for index, (stage, corpus) in enumerate(zip(recipe.stages, corpora, strict=True)):

@@ -4,29 +4,43 @@ The device is waited for only at checkpoints: tallies of a train step are fetche
 """
 
 import contextlib
+import dataclasses
+import errno
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import numpy as np
+
 from mixdistill.data.placement import place
+from mixdistill.errors import UserError
 from mixdistill.mesh import Device
 from mixdistill.recipe import Recipe
+from mixdistill.training import pending as pendings
 from mixdistill.training import workdir as workdirs
-from mixdistill.training.batches import Batches, read, told
+from mixdistill.training.ahead import compiled
+from mixdistill.training.arrivals import arrive
+from mixdistill.training.batches import Batches, draws, read, told, traces_of
 from mixdistill.training.checkpoint import Checkpoint, Checkpoints
+from mixdistill.training.guard import Watch
 from mixdistill.training.handover import Handover
+from mixdistill.training.history import History
 from mixdistill.training.hooks import Hook, default_hooks
 from mixdistill.training.job import Job, build
 from mixdistill.training.position import Position
-from mixdistill.training.report import Arrived, Late, Report
+from mixdistill.training.report import Late, Report
+from mixdistill.training.soundness import soundness
 from mixdistill.training.state import TrainState
-from mixdistill.training.steer import steer
-from mixdistill.training.stop import Stop
+from mixdistill.training.steer import reweigh
+from mixdistill.training.step import TrainStep
+from mixdistill.training.stop import Stop, Stopped
 
 
 class Outcome(NamedTuple):
-    """What `run` leaves: the last state, how far it is, and the signal that ended it early (or None)."""
+    """What `run` leaves: the last state, how far it is, and what ended it early: a signal, the guard, or None."""
 
     state: TrainState
     position: Position
@@ -38,6 +52,9 @@ class _Run(NamedTuple):
     checkpoints: Checkpoints
     report: Report
     stop: Stop
+    guard: Watch
+    history: History
+    opened: dict[str, float]  # teachers that are let back in now, and their shares
 
 
 def run(
@@ -48,74 +65,185 @@ def run(
     devices: Sequence[Device] | None = None,
     quiet: bool = False,
     command: str = "",
+    forgive: tuple[str, ...] = (),
 ) -> Outcome:
     """Trains by `recipe` in `workdir`; goes on from the last checkpoint there, bit for bit as if never interrupted.
 
     SIGTERM and Ctrl-C save a checkpoint and return. `quiet` leaves out the screen, not the files. `command` is noted
-    beside the checkpoints: how the recipe was named. Raises `UserError` for bad input before anything is written, and
-    for a workdir whose run had other teachers, tokenizer or recipe.
+    beside the checkpoints: how the recipe was named. `forgive` names teachers to let out of quarantine ("all"), and
+    lets a run go on that its guard stopped. Raises `UserError` for bad input before anything is written, for a workdir
+    whose run had other teachers, tokenizer or recipe, and for a disk that is full.
     """
     began, workdir, job = time.perf_counter(), Path(workdir), build(recipe, devices, command)
+    writing = jax.process_index() == 0
     workdirs.make(workdir)
-    with Stop() as stop, Checkpoints(workdir, keep=recipe.keep_checkpoints) as checkpoints:
+    with _full_disk(workdir), Stop() as stop, Checkpoints(workdir, keep=recipe.keep_checkpoints) as checkpoints:
         state, position = _begin(job, checkpoints)
         workdirs.write_about(workdir, job.identity, job.shards)
         own = default_hooks(workdir, job.teachers, recipe.budget, position.train_step, quiet=quiet)
+        history = History(workdir, position.train_step, writing=writing, quiet=quiet)
         with Report(recipe, [*own, *hooks], position, began) as report:
             report.event("start", position, state)
-            run = _Run(job, checkpoints, report, stop)
-            while position.stage < len(recipe.stages) and not stop.signal:
+            run = _Run(job, checkpoints, report, stop, Watch(recipe.guard, job.teachers, position.guard), history, {})
+            _forgive(run, forgive, position)
+            while position.stage < len(recipe.stages) and not (stop.signal or run.guard.stopped):
                 state, position = _train(run, state, position)
-            _save(run, position, state)
+            if not _save(run, position, state, regular=False):
+                raise UserError(f"the last state could not be saved in {workdir}; the checkpoints before it are whole")
             report.event("end", position, state)
-    return Outcome(state, position, stop.signal if position.stage < len(recipe.stages) else None)
+    unfinished = position.stage < len(recipe.stages)
+    position = dataclasses.replace(position, guard=run.guard.to_json())
+    return Outcome(state, position, (stop.signal or run.guard.stopped or None) if unfinished else None)
 
 
 def _begin(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, Position]:
-    """From the last checkpoint, or from the start."""
-    if (latest := checkpoints.latest()) is None:
-        return job.initial_state(), Position()
-    saved = checkpoints.restore(latest, job.abstract_state(), job.identity)
-    return saved.state, Position.from_json(saved.position)
+    """From the newest checkpoint that is whole, or from the start."""
+    saved = checkpoints.newest(job.abstract_state(), job.identity, _say)
+    return (job.initial_state(), Position()) if saved is None else (saved.state, Position.from_json(saved.position))
+
+
+def _forgive(run: _Run, names: tuple[str, ...], position: Position) -> None:
+    if not names:
+        return
+    if unknown := [name for name in names if name not in (*run.job.teachers, "all")]:
+        raise UserError(f"no teacher {unknown[0]!r} to forgive; known: {', '.join(run.job.teachers)}, all")
+    decisions = run.guard.forgive(names, position.train_step)
+    run.opened.update({one["teacher"]: one["weight"] for one in decisions})
+    run.history.decided(decisions)
 
 
 def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState, Position]:
-    """To the end of the stage that is in force, or to a signal."""
-    job, report, stop, late = run.job, run.report, run.stop, Late()
-    stage, step, exam = job.recipe.stages[position.stage], job.train_step(position.stage), job.exam(position.stage)
+    """To the end of the stage that is in force, to a signal, or to where the guard stops the run."""
+    job, late = run.job, Late()
+    stage, exam, step = job.recipe.stages[position.stage], job.exam(position.stage), None
     handover = Handover(stage.until, position.handover)
 
     def over(position: Position) -> bool:
         return position.spends(stage.budget) or handover.due(position.stage_train_steps)
 
-    with contextlib.closing(job.pipeline(position)) as pipeline:
-        while not (over(position) or stop.asked(position.train_step)):
-            batch = place(read(pipeline, state, position.train_step), job.mesh, job.recipe.rules)
+    def settle(new=None) -> None:
+        arrive(run, pipeline, handover, late.swap(new), state)
+
+    with contextlib.closing(job.pipeline(position, run.guard.closed)) as pipeline:
+        if run.opened and position.pipeline is not None:
+            reweigh(pipeline, position, run.guard.closed, run.opened)
+        run.opened.clear()
+        if position.pending is not None:
+            tallies, (traces, planned) = pendings.read(position.pending)
+            position = dataclasses.replace(position, pending=None)
+            run.history.saw(position.train_step, traces, planned)
+            arrive(run, pipeline, handover, [(position, tallies | exam(state.params, position))], state)
+            if position.train_step % job.recipe.checkpoint_every == 0:
+                _save(run, position.at(pipeline, handover.to_json()), state, regular=True)
+        while not (over(position) or run.stop.asked(position.train_step) or run.guard.stopped):
+            if run.guard.rolls_back(position.train_step):
+                settle()
+                state = _roll_back(run, position)
+            try:
+                batch, step = _next(run, pipeline, state, position, step)
+            except Stopped:
+                break
             state, tallies = step(state, batch)
             position = position.after(pipeline.num_targets)
-            report.event("train_step", position, state)
-            tallies |= told(pipeline) | exam(state.params, position)
-            _arrive(run, pipeline, handover, late.swap((position, tallies)), state)
+            run.history.saw(position.train_step, *traces_of(pipeline))
+            run.report.event("train_step", position, state)
+            tallies |= told(pipeline)
+            try:
+                with run.stop.at_once():
+                    tallies |= exam(state.params, position)
+            except Stopped:
+                settle()
+                position = dataclasses.replace(position, pending=pendings.write(tallies, traces_of(pipeline)))
+                break
+            settle((position, tallies))
             if position.train_step % job.recipe.checkpoint_every == 0:
-                _arrive(run, pipeline, handover, late.swap(None), state)
-                _save(run, position.at(pipeline, handover.to_json(), report.seconds), state)
-        _arrive(run, pipeline, handover, late.swap(None), state)
-        position = position.at(pipeline, handover.to_json(), report.seconds)
-    if over(position):
-        report.event("stage", position, state)
+                settle()
+                _save(run, position.at(pipeline, handover.to_json()), state, regular=True)
+        settle()
+        position = position.at(pipeline, handover.to_json())
+    if over(position) and position.pending is None:
+        run.report.event("stage", position, state)
         position = position.next_stage(stage.name, "" if position.spends(stage.budget) else handover.reason)
+        _save(run, position, state, regular=True)
     return state, position
 
 
-def _arrive(run: _Run, pipeline: Batches, handover: Handover, arrived: list[Arrived], state: TrainState) -> None:
-    for position, tallies in arrived:
-        steer(pipeline, run.job.objectives[position.stage], position, tallies)
-        handover.observe(position.stage_train_steps, tallies)
-        run.report.add(position, tallies, state)
+def _next(
+    run: _Run, pipeline: Batches, state: TrainState, position: Position, step: TrainStep | None
+) -> tuple[dict, TrainStep]:
+    """The next batch and the program for it. Raises `Stopped`, with the pipeline where it was."""
+    long = step is None or draws(pipeline)
+    before = pipeline.get_state() if long else None
+    try:
+        with run.stop.at_once() if draws(pipeline) else contextlib.nullcontext():
+            rows = read(pipeline, state, position.train_step)
+        batch = place(rows, run.job.mesh, run.job.recipe.rules)
+        if step is None:
+            lazy = run.job.train_step(position.stage)
+            step = run.stop.leaving(lambda: compiled(lazy, state, batch))
+        return batch, step
+    except Stopped:
+        assert before is not None
+        pipeline.set_state(before)
+        raise
 
 
-def _save(run: _Run, position: Position, state: TrainState) -> None:
+def _roll_back(run: _Run, position: Position) -> TrainState:
+    """The state of the last good checkpoint. The train steps since then count as skipped: their data are not read
+    again, and the learning rate has not moved."""
+    run.checkpoints.wait()
+    good, job = run.guard.good, run.job
+    found = run.checkpoints.newest(job.abstract_state(), job.identity, _say, most=good) if good else None
+    state = job.initial_state() if found is None else found.state
+    run.history.decided([run.guard.rolled_back(position.train_step)])
+    return state._replace(train_step=jax.device_put(np.int32(position.train_step), state.train_step.sharding))
+
+
+def _save(run: _Run, position: Position, state: TrainState, *, regular: bool) -> bool:
+    """False where it could not be. `regular`: at a train step that does not depend on when signals come."""
     # A resumed process begins a new line: it has no tallies of train steps before the checkpoint.
     run.report.flush(state)
-    run.checkpoints.save(position.train_step, Checkpoint(state, position.to_json(), run.job.identity))
+    if position.train_step in run.checkpoints.all():
+        if regular:
+            run.guard.checkpoint(position.train_step, finite=True)
+        return True
+    sound, before = soundness(state), run.guard.good
+    if not sound.finite:
+        return _not_finite(run, position)
+    if regular:
+        run.guard.checkpoint(position.train_step, sound.finite)
+    position = dataclasses.replace(position, guard=run.guard.to_json(), seconds=run.report.seconds)
+    run.history.flush()
+    try:
+        checkpoint = Checkpoint(state, position.to_json(), run.job.identity, sound.checksums)
+        run.checkpoints.save(position.train_step, checkpoint, pinned=run.guard.pinned)
+    except UserError as problem:
+        run.guard.good = before
+        run.history.decided([{"event": "not saved", "train_step": position.train_step, "reason": str(problem)}])
+        return False
     run.report.event("checkpoint", position, state)
+    return True
+
+
+def _not_finite(run: _Run, position: Position) -> bool:
+    """Such a state is never saved; the run goes back to the last good one."""
+    run.history.decided([run.guard.ask_rollback(position.train_step, "the state is not finite")])
+    return False
+
+
+@contextlib.contextmanager
+def _full_disk(workdir: Path):
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"the disk of {workdir} is full ({error.strerror}); the checkpoints there are whole. Make room, and the "
+            "same command goes on from the newest"
+        ) from error
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

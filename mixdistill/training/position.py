@@ -19,6 +19,8 @@ class Position:
     seconds: float = 0.0  # spent in all, by this process and those before it
     pipeline: dict[str, Any] | None = None  # state of the stage's pipeline; None: at its start
     handover: dict[str, Any] | None = None  # what the stage's hand-over rules have seen; None: nothing yet
+    guard: dict[str, Any] | None = None  # what the guard has seen and decided; None: nothing yet
+    pending: dict[str, Any] | None = None  # of the last train step, whose held-out problems a signal left unanswered
     ended: tuple[dict[str, Any], ...] = ()  # the stages before: their name, their last train step, and why there
 
     def after(self, tokens: int) -> "Position":
@@ -37,9 +39,9 @@ class Position:
         fresh = {"stage_train_steps": 0, "stage_tokens": 0, "pipeline": None, "handover": None}
         return dataclasses.replace(self, stage=self.stage + 1, ended=(*self.ended, ended), **fresh)
 
-    def at(self, pipeline: Batches, handover: dict[str, Any], seconds: float) -> "Position":
-        """With where the pipeline is, what the hand-over rules have seen, and the time spent."""
-        return dataclasses.replace(self, seconds=seconds, pipeline=pipeline.get_state(), handover=handover)
+    def at(self, pipeline: Batches, handover: dict[str, Any]) -> "Position":
+        """With where the pipeline is and what the hand-over rules have seen."""
+        return dataclasses.replace(self, pipeline=pipeline.get_state(), handover=handover)
 
     def spends(self, budget: Budget) -> bool:
         """True once the stage has used up its budget."""

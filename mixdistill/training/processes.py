@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -12,6 +13,13 @@ def by_first[Tree](made: Tree | None, like: Tree) -> Tree:
         assert made is not None
         return made
     return multihost_utils.broadcast_one_to_all(like if made is None else made)
+
+
+def everywhere(well: bool) -> bool:
+    """Whether it is so on all processes, which all have to ask."""
+    if jax.process_count() == 1:
+        return well
+    return bool(np.all(multihost_utils.process_allgather(np.array([well]))))
 
 
 def on_host(found: Any) -> Any:

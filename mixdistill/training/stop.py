@@ -1,11 +1,23 @@
-"""Leave in good order: SIGTERM or Ctrl-C ends a run after the train step it is in, with a checkpoint."""
+"""Leave in good order: SIGTERM or Ctrl-C ends a run after the train step it is in, with a checkpoint.
 
+What takes long and can be done again (compiling, rollouts, held-out problems) is left at once.
+"""
+
+import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
+
+POLL_SECONDS = 0.1
+
+
+class Stopped(Exception):
+    """A signal came during work that can be done again."""
 
 
 class Stop:
@@ -18,6 +30,7 @@ class Stop:
     def __init__(self):
         self.signal: str | None = None
         self._before: dict[int, object] = {}
+        self._at_once = False
 
     def __enter__(self) -> "Stop":
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
@@ -34,9 +47,53 @@ class Stop:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if self._at_once:
+            self._at_once = False
+            raise Stopped
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal raises `Stopped`, also where something is waited for. One process alone: several have to
+        leave together, which they do between train steps."""
+        if self.signal is not None and self._before:
+            raise Stopped
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def leaving[Result](self, work: Callable[[], Result]) -> Result:
+        """`work()` in a thread, which is left to itself when a signal comes: a compiler hears none. Raises `Stopped`
+        then, else whatever `work` raises."""
+        if not self._before:
+            return work()
+        done: list[Callable[[], Result]] = []
+
+        def run() -> None:
+            try:
+                found = work()
+                done.append(lambda: found)
+            except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits
+                done.append(_raiser(error))
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            if self.signal is not None:
+                raise Stopped
+            thread.join(POLL_SECONDS)
+        return done[0]()
 
     def asked(self, train_step: int) -> bool:
         """True from the first question after the signal, on all processes alike."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(train_step):
             self.signal = "SIGTERM"
         return self.signal is not None
+
+
+def _raiser(error: BaseException) -> Callable[[], NoReturn]:
+    def fail() -> NoReturn:
+        raise error
+
+    return fail

@@ -140,7 +140,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(sources, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupt_leaves_nothing(sources, tmp_path, capfd, sent, code):
+def test_an_interrupt_leaves_only_what_the_next_one_goes_on_from(sources, tmp_path, capfd, sent, code):
     write(tmp_path / "in" / "c.jsonl", [row(i, "dan", trace="We add. " * 200) for i in range(4000)])
     command = [sys.executable, "-m", "mixdistill.cli", "prepare", str(tmp_path / "in"), "--out", str(tmp_path / "s")]
     child = subprocess.Popen([*command, "--workers", "2", "--vocab-size", "300"], start_new_session=True)
@@ -151,9 +151,11 @@ def test_interrupt_leaves_nothing(sources, tmp_path, capfd, sent, code):
         time.sleep(0.01)
     os.killpg(child.pid, sent) if sent == signal.SIGINT else child.send_signal(sent)
     assert child.wait(timeout=60) == code
-    assert not list(tmp_path.glob(".s*"))
+    assert [path.name for path in tmp_path.glob(".s*")] == [".s.unfinished"]
     assert not (tmp_path / "s").exists()
-    assert "Traceback" not in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
     while group_lives(child.pid):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -41,14 +41,15 @@ class Trace:
             self.seen.append(("dispatch", number))
             ones = np.ones(len(job.teachers), np.float32)
             counted = {"loss": Tally(np.float32(number), np.float32(1)), "optimizer/skipped": Tally(np.float32(0), 1.0)}
-            counted["no_data"] = Tally(np.float32(0), np.float32(1))
+            counted |= {name: Tally(np.float32(0), np.float32(1)) for name in ("no_data", "optimizer/grad_norm")}
             counted |= {f"router/{name}": Tally(ones, ones) for name, entry in objective.memory.items() if entry.every}
             return state._replace(train_step=np.int32(number)), counted
 
         return train_step
 
     def note(self, what, tree):
-        self.seen.append((what, int(tree["loss"].sum)))
+        if isinstance(tree, dict):  # not the checksums of a checkpoint
+            self.seen.append((what, int(tree["loss"].sum)))
 
     def hook(self, event):
         if event.kind in ("log", "checkpoint", "stage"):

@@ -1,10 +1,12 @@
 import dataclasses
+import json
 
 import pytest
 
 from mixdistill.errors import UserError
-from mixdistill.traces.prepare import Settings, prepare_traces
+from mixdistill.traces.prepare import Encode, Settings, prepare, prepare_traces
 from mixdistill.traces.shards import quarantined
+from mixdistill.traces.spool import Spool
 from mixdistill.traces.templates import ChatTemplate
 from mixdistill.traces.tokenizer import train_bpe, word_level
 from mixdistill.traces.trace import Step, Trace, Verdict
@@ -96,3 +98,65 @@ def test_interrupt_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         prepare_traces(some(), tmp_path / "s", tokenizer=WORDS)
     assert list(tmp_path.iterdir()) == []
+
+
+def sources(folder, count=300):
+    folder.mkdir()
+    rows = [{"prompt": f"a {i}", "completion": f"b {i} c", "teacher": "t"} for i in range(count)]
+    rows[7] = {"prompt": " ", "completion": "b", "teacher": "t"}
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("damage", [lambda data: data, lambda data: data[:-5], lambda data: data[:-9] + b"?" * 9])
+def test_an_interrupted_prepare_goes_on_where_it_was(tmp_path, monkeypatch, damage):
+    """Also where the last thing that it wrote is cut off or damaged."""
+    source, calls, encode = sources(tmp_path / "in"), [], Encode.__call__
+
+    def interrupted(self, rows):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, rows)
+
+    want = prepare([source], tmp_path / "want", vocab_size=300, settings=Settings(grade=False))
+    monkeypatch.setattr(Encode, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], tmp_path / "s", vocab_size=300, settings=Settings(grade=False))
+    results = tmp_path / ".s.unfinished" / "results"
+    before = results.read_bytes()
+    results.write_bytes(damage(before))
+    found = prepare([source], tmp_path / "s", vocab_size=300, settings=Settings(grade=False))
+    assert found.fingerprint == want.fingerprint
+    assert calls[:3] == [128, 128, 44]
+    assert calls[3:] == ([44] if damage(before) == before else [128, 44])
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "want", "s"}
+
+
+def test_changed_sources_begin_anew(tmp_path, monkeypatch):
+    source, encode = sources(tmp_path / "in"), Encode.__call__
+    stop = iter([False, True])
+    monkeypatch.setattr(Encode, "__call__", lambda self, rows: (next(stop) and _stop()) or encode(self, rows))
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], tmp_path / "s", tokenizer=train_bpe(["a b c"], 300), settings=Settings(grade=False))
+    (source / "t.jsonl").write_text('{"prompt": "a", "completion": "c", "teacher": "u"}\n')
+    monkeypatch.setattr(Encode, "__call__", encode)
+    found = prepare([source], tmp_path / "s", tokenizer=train_bpe(["a b c"], 300), settings=Settings(grade=False))
+    assert found.teachers == ("u",)
+
+
+def _stop():
+    raise KeyboardInterrupt
+
+
+def test_strict_refuses_the_first_bad_row_by_file_and_line(tmp_path):
+    source = sources(tmp_path / "in")
+    with pytest.raises(UserError, match=r"t.jsonl:8 is bad: .*prompt.*--policy quarantine"):
+        prepare([source], tmp_path / "s", vocab_size=300, settings=Settings(grade=False), strict=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_two_at_once_on_one_folder_are_refused(tmp_path):
+    refused = pytest.raises(UserError, match="another prepare is writing")
+    with Spool(tmp_path / "s", {}), refused, Spool(tmp_path / "s", {}):
+        pass
