@@ -15,8 +15,8 @@ Implementation = Literal["xla", "pallas"]
 BACKWARDS = ("tiles", "buckets", "dense")
 IMPLEMENTATIONS = ("xla", "pallas")
 
-# Up to this many bytes of float32 logits a device, keeping them is faster on a CPU than recomputing them.
-DENSE_BYTES = 2**28
+# Up to this many bytes of float32 logits a device, a CPU keeps them: recomputing takes longer (docs/benchmarks.md).
+DENSE_BYTES = 2**29
 
 
 def choose_backward(

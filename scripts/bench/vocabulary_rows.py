@@ -12,8 +12,9 @@ import optax
 from mixdistill.signals.reference import dense_stats
 from mixdistill.signals.vocabulary import VocabularyStats, vocabulary_pass
 from mixdistill.signals.vocabulary_choice import choose_backward, default_tiles
+from scripts.bench import vocabulary_peers
 
-Row = Callable[[], Any]
+Row = Callable[[], float | None]
 Pass = Callable[..., VocabularyStats]
 
 
@@ -25,6 +26,7 @@ class Problem(NamedTuple):
     ids: jax.Array
     nll: np.ndarray
     platform: str
+    torch_python: str | None
 
     @property
     def gated(self) -> dict[str, Pass]:
@@ -48,7 +50,7 @@ class Problem(NamedTuple):
 BACKWARDS = ("dense", "tiles", "buckets")
 
 
-def make_problem(shape, device: str) -> Problem:
+def make_problem(shape, device: str, torch_python: str | None = None) -> Problem:
     """float32 on a CPU, bfloat16 on a GPU."""
     random = np.random.default_rng(0)
     dtype = jnp.float32 if device == "cpu" else jnp.bfloat16
@@ -57,7 +59,7 @@ def make_problem(shape, device: str) -> Problem:
     unembed = jnp.asarray(random.standard_normal((shape.embed, shape.vocab), np.float32) * np.float32(scale), dtype)
     ids = jnp.asarray(random.integers(0, shape.vocab, (shape.tokens, 1)), jnp.int32)
     stats = jax.jit(functools.partial(vocabulary_pass, backward="tiles"))(hidden, unembed, ids)
-    return Problem(hidden, unembed, ids, np.asarray(stats.lse - stats.logit[:, 0]), jax.default_backend())
+    return Problem(hidden, unembed, ids, np.asarray(stats.lse - stats.logit[:, 0]), jax.default_backend(), torch_python)
 
 
 def tables(problem: Problem, kept: tuple[float, ...]) -> Iterator[tuple[str, str, dict[str, Row]]]:
@@ -125,7 +127,7 @@ def step_rows(problem: Problem, kept: tuple[float, ...]) -> dict[str, Row]:
         rows["optax CE, no statistics"] = _ready(jax.jit(jax.value_and_grad(optax_loss, (0, 1))), *given, problem.ids)
     for name, run in problem.gated.items():
         rows |= {f"ours, {name}, f={share}": _ready(step(run, problem, share), *given) for share in kept}
-    return rows
+    return rows | vocabulary_peers.rows(problem, problem.torch_python)
 
 
 def step(run: Pass, problem: Problem, kept: float) -> Callable:
@@ -148,4 +150,7 @@ def optax_loss(hidden, unembed, ids):
 
 
 def _ready(fn: Callable, *args: Any) -> Row:
-    return lambda: jax.block_until_ready(fn(*args))
+    def row() -> None:
+        jax.block_until_ready(fn(*args))
+
+    return row
