@@ -8,14 +8,15 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mixdistill.errors import UserError, unknown
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 LogicalAxes = tuple[str | None, ...]
 MeshAxes = tuple[str, ...]
 Device = Any  # a jax.Device, which has no type stubs
@@ -64,12 +65,47 @@ def _once(axes: Sequence[str], where: str) -> None:
 FSDP = Rules({"batch": ("data", "fsdp"), "embed": "fsdp"})
 # And the inner dimension of every layer over tensor: for models whose single layer is too large or too slow.
 TENSOR = FSDP.replace(vocab="tensor", heads="tensor", kv_heads="tensor", mlp="tensor")
+# And the tokens of a row over context: for rows too long for one device. Keys and values are gathered for attention.
+CONTEXT = TENSOR.replace(sequence="context")
+
+PRESETS: dict[str, tuple[dict[str, int], Rules]] = {
+    "fsdp": ({"fsdp": -1}, FSDP),
+    "fsdp_tp": ({"fsdp": -1, "tensor": 2}, TENSOR),
+    "fsdp_tp_context": ({"fsdp": -1, "context": 2, "tensor": 2}, CONTEXT),
+    "multislice": (
+        {"data": 2, "fsdp": -1},
+        FSDP,
+    ),  # a copy of the model in each slice; gradients cross the slow network
+}
+
+
+class Layout(NamedTuple):
+    """The two settings of a recipe that lay a run over devices: `Recipe(..., **preset("fsdp_tp")._asdict())`."""
+
+    mesh: dict[str, int]
+    rules: Rules
+
+
+def preset(name: str, **sizes: int) -> Layout:
+    """A named layout, with other `sizes` of the axes that it has: `preset("fsdp_tp", tensor=4)`, or
+    `preset("multislice", data=4)` for four slices. Raises `UserError` for an unknown name or an axis that it has not.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    shape, rules = PRESETS[name]
+    for axis in sizes:
+        if axis not in shape:
+            raise unknown(f"axis of preset {name}:", axis, shape)
+    return Layout({**shape, **sizes}, rules)
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[Device] | None = None) -> Mesh:
-    """A mesh of all `devices` (default: all there are) with axes data, fsdp, tensor; an axis not in `shape` has size 1.
+    """A mesh of all `devices` (default: all there are) with axes data, fsdp, context, tensor; an axis not in `shape`
+    has size 1.
 
-    One size may be -1: whatever is left. Axis types are Auto. Raises `UserError` if the shape does not use all devices.
+    One size may be -1: whatever is left. Axis types are Auto. Devices of several slices lie along data, so that no
+    other axis crosses the network between them. Raises `UserError` if the shape does not use all devices, or data does
+    not divide by the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     for axis in shape:
@@ -82,7 +118,21 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Device] | None = None)
             f"mesh {asked or '(one device)'} does not fit: there are {len(devices)} {devices[0].platform} devices; "
             "the sizes must multiply to that number (one may be -1, meaning the rest)"
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        return Mesh(_hybrid(sizes, slices, devices), MESH_AXES, axis_types=types)
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
+
+
+def _hybrid(sizes: list[int], slices: int, devices: list[Device]) -> Any:
+    data, *inner = sizes
+    if data % slices:
+        raise UserError(
+            f"mesh axis data has size {data}, which {slices} slices do not divide; only data may cross slices "
+            f"(preset multislice, data={slices})"
+        )
+    return mesh_utils.create_hybrid_device_mesh([data // slices, *inner], [slices, *(1 for _ in inner)], devices)
 
 
 def _fill(sizes: list[int], num_devices: int) -> list[int] | None:

@@ -7,6 +7,7 @@ so a recipe whose rows, gates or mixture change keeps its shape, and arms of equ
 import dataclasses
 import fnmatch
 import math
+import typing
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,11 +18,15 @@ from jaxtyping import Array, Float
 from mixdistill.errors import UserError, unknown
 from mixdistill.mesh import is_axes
 
+Moments = Literal["float32", "bfloat16", "factored"]
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with a linear warm-up and a cosine decay.
 
+    `moments` "bfloat16" rounds the first moment; "factored" is Adafactor (arXiv:1804.04235): second moments of rows
+    and columns of a matrix, no first one, updates clipped to a root mean square of 1; b1, b2 and eps are not read.
     Matrices decay, vectors (norms, biases) do not. `frozen` are glob patterns of parameter paths ("embed/*"): those
     get neither gradient nor decay. Raises `UserError` for a value outside its range.
     """
@@ -34,6 +39,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float | None = 1.0  # largest global gradient norm
+    moments: Moments = "float32"  # what a parameter of N numbers keeps: 2 N floats, 1.5 N, or rows and columns alone
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -43,6 +49,8 @@ class OptimizerConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UserError(f"optimizer {name} is {value}; it must lie between {low} and {high}")
+        if self.moments not in typing.get_args(Moments):
+            raise unknown("optimizer moments", self.moments, typing.get_args(Moments))
 
 
 class Budget(NamedTuple):
@@ -75,13 +83,19 @@ def make_optimizer(config: OptimizerConfig, axes: Any, budget: Budget) -> optax.
     labels = frozen_labels(config.frozen, axes)
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip is not None else optax.identity(),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        _scale(config),
         optax.add_decayed_weights(config.weight_decay, mask=_decays(axes)),
         scale_by_progress(config, budget),
     )
     if not config.frozen:
         return chain
     return optax.partition({False: chain, True: optax.set_to_zero()}, labels)
+
+
+def _scale(config: OptimizerConfig) -> optax.GradientTransformation:
+    if config.moments == "factored":
+        return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+    return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.moments)
 
 
 def scale_by_progress(config: OptimizerConfig, budget: Budget) -> optax.GradientTransformationExtraArgs:

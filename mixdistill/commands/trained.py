@@ -18,8 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_student(args: argparse.Namespace):
     """The student as `training.workdir.Trained`. Raises `UserError` for what is not there."""
-    from mixdistill.recipe import load, set_all
     from mixdistill.training.workdir import open_trained
 
-    recipe = set_all(load(args.recipe), args.set) if args.recipe else None
-    return open_trained(args.workdir, train_step=args.train_step, recipe=recipe)
+    return open_trained(args.workdir, train_step=args.train_step, recipe=recipe_of(args))
+
+
+def recipe_of(args: argparse.Namespace):
+    """The recipe that was named, or None."""
+    from mixdistill.recipe import load, set_all
+
+    return set_all(load(args.recipe), args.set) if args.recipe else None

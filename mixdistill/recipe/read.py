@@ -6,6 +6,7 @@ import typing
 from typing import Any
 
 from mixdistill.errors import UserError
+from mixdistill.students.adapters import Lora
 from mixdistill.students.config import DecoderConfig
 
 Settings = dict[str, str]  # path -> text
@@ -21,6 +22,12 @@ def read_student(text: str) -> DecoderConfig | None:
     another version."""
     found = settings(text)
     return _read(found, "student", DecoderConfig) if found.get("student") == _name(DecoderConfig) else None
+
+
+def read_adapters(text: str) -> Lora | None:
+    """The adapters of the recipe, None if it trains the student itself."""
+    found = settings(text)
+    return _read(found, "adapters", Lora) if found.get("adapters") == _name(Lora) else None
 
 
 def read_value(text: str, path: str) -> Any:

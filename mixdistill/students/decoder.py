@@ -13,8 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mixdistill.students import layers
+from mixdistill.students.attention import attention
 from mixdistill.students.config import GATED, DecoderConfig
-from mixdistill.students.rows import Rows, View, cached_rows, packed_rows, view
+from mixdistill.students.rows import Rows, cached_rows, packed_rows, view
 from mixdistill.students.student import Axes, Cache, Key, Params, Student, TokenBatch
 
 __all__ = ["DecoderConfig", "make_student"]
@@ -79,18 +80,22 @@ class Attention(nnx.Module):
             x = _normed(self.config, x, getattr(self, f"{name}_norm"))
         return layers.rotate(x, turn)
 
-    def __call__(self, x: Float[Array, "B S D"], seen: View, cache: DecoderCache | None, layer: Int[Array, ""]):
+    def __call__(self, x: Float[Array, "B S D"], rows: Rows, cache: DecoderCache | None, layer: Int[Array, ""]):
+        seen = view(self.config, rows, layer)
         query = self.position(self.project(x, "query"), "query", seen.turn)
         key = self.position(self.project(x, "key"), "key", seen.turn)
         value = self.project(x, "value")
-        if cache is not None:
+        if cache is None:
+            segment_id = rows.segment_id[:, -x.shape[1] :]
+            mixed = attention(query, key, value, seen, segment_id, self.config, layer)
+        else:
             place = (layer, 0, cache.filled, 0, 0)
             cache = cache._replace(
                 key=jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), place),
                 value=jax.lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), place),
             )
             key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
-        mixed = layers.attention(query, key, value, seen.mask, self.config.attention_scale)
+            mixed = layers.attention(query, key, value, seen.mask, self.config.attention_scale)
         return jnp.einsum("bsne,ned->bsd", mixed, self.out[...].astype(x.dtype)), cache
 
 
@@ -134,7 +139,7 @@ class Block(nnx.Module):
         inner = _normed(self.config, x, self.attention_norm)
         if self.config.conv_width:
             inner, cache = self.convolve(inner, rows, cache, layer)
-        inner, cache = self.attention(inner, view(self.config, rows, layer), cache, layer)
+        inner, cache = self.attention(inner, rows, cache, layer)
         x = x + (_normed(self.config, inner, self.attention_out_norm) if self.config.norms == "sandwich" else inner)
         inner = self.mlp(_normed(self.config, x, self.mlp_norm))
         return x + (_normed(self.config, inner, self.mlp_out_norm) if self.config.norms == "sandwich" else inner), cache

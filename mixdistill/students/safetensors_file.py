@@ -26,12 +26,16 @@ class Spec(NamedTuple):
 
 def write(path: Path, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """`tensors` come in the order of `specs`, as arrays or views of any memory layout and kind of float."""
+    pending = iter(tensors)
     with path.open("wb") as file:
         file.write(_header(specs))
-        for (name, spec), (given, value) in zip(specs.items(), tensors, strict=True):
+        for name, spec in specs.items():
+            given, value = next(pending)
             assert (name, spec.shape) == (given, value.shape), name
             for block in _blocks(value):
                 file.write(np.ascontiguousarray(block, spec.dtype).view(np.uint8).data)
+            del value, block  # or they keep what they are views of, while the next one is made
+    assert next(pending, None) is None
 
 
 def _header(specs: Mapping[str, Spec]) -> bytes:

@@ -33,11 +33,20 @@ def init_state(
     seed: int,
     mesh: Mesh,
     rules: Rules,
+    params: Params | None = None,
 ) -> TrainState:
     """A fresh state on `mesh`, every array made where it belongs; the same numbers on every mesh.
 
-    `memory` holds initial values by name. Raises `UserError` if the mesh does not divide a parameter.
+    `memory` holds initial values by name. `params` that are given are taken, and gone from where they were. Raises
+    `UserError` if the mesh does not divide a parameter.
     """
+    if params is not None:
+
+        def around(params: Params) -> TrainState:
+            return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), dict(memory))
+
+        where = state_shardings(jax.eval_shape(around, params), student, mesh, rules)
+        return jax.jit(around, out_shardings=where, donate_argnums=0)(params)
     init = _initialiser(student, optimizer, memory, seed)
     where = state_shardings(jax.eval_shape(init), student, mesh, rules)
     return jax.jit(init, out_shardings=where, compiler_options=_quick(mesh))()

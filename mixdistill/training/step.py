@@ -13,9 +13,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mixdistill.memory import update_memory
-from mixdistill.mesh import Rules, check_divides
+from mixdistill.mesh import Rules, check_divides, sharding
 from mixdistill.objective import Objective, Sums, Tally, combine, divisors, mean_gradient, sums, sums_and_gradients
 from mixdistill.optimizers import frozen_labels, progress
+from mixdistill.students.attention import attend, choose
 from mixdistill.students.student import Student
 from mixdistill.training.state import TrainState, state_shardings
 
@@ -127,12 +128,21 @@ def compile_train_step(step: TrainStep, mesh: Mesh, rules: Rules, student: Stude
 
     def sharded(state: TrainState, batch: Batch) -> tuple[TrainState, Tallies]:
         for name, array in batch.items():
-            check_divides(mesh, rules, ("batch",), array.shape[:1], f"batch field {name}")
-        state, tallies = step(state, batch)
+            check_divides(mesh, rules, ("batch", "sequence"), array.shape[:2], f"batch field {name}")
+        batch = _split_rows(batch, mesh, rules)
+        with attend(choose(mesh, rules)):
+            state, tallies = step(state, batch)
         state = jax.lax.with_sharding_constraint(state, state_shardings(state, student, mesh, rules))
         return state, jax.lax.with_sharding_constraint(tallies, jax.tree.map(lambda _: everywhere, tallies))
 
     return jax.jit(sharded, donate_argnums=0)
+
+
+def _split_rows(batch: Batch, mesh: Mesh, rules: Rules) -> Batch:
+    """Tokens of a row on the devices that the rules give them; a batch is placed by whole rows."""
+    if not rules.mesh_axes("sequence"):
+        return batch
+    return jax.lax.with_sharding_constraint(batch, sharding(mesh, rules, ("batch", "sequence")))
 
 
 def _gradient(

@@ -6,6 +6,7 @@ checkpoints/     see `checkpoint.py`
 metrics.jsonl    one line a log event; tensorboard/ holds the same
 """
 
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -16,7 +17,8 @@ from jax.sharding import SingleDeviceSharding
 
 from mixdistill.errors import UserError
 from mixdistill.recipe import Recipe, fingerprint
-from mixdistill.recipe.read import read_student
+from mixdistill.recipe.read import read_adapters, read_student
+from mixdistill.students.adapters import merged, with_adapters
 from mixdistill.students.decoder import make_student
 from mixdistill.students.student import Params, Student
 from mixdistill.traces.shards import Shards
@@ -62,17 +64,20 @@ def write_about(workdir: Path, identity: Identity, shards: Shards) -> None:
 
 
 def open_trained(workdir: Path, *, train_step: int | None = None, recipe: Recipe | None = None) -> Trained:
-    """The student of a run at `train_step` (default: its last checkpoint), on one device.
+    """The student of a run at `train_step` (default: its last checkpoint), on one device; adapters are merged into it.
 
     A decoder is built from the recipe's text, which is data. Any other student is code: give the `recipe` that was
     trained. Raises `UserError` if there is no run, no such checkpoint, or if `recipe` is not that of the run.
     """
     check_run(workdir)
     with Checkpoints(workdir, keep=None) as checkpoints:
-        train_step = _existing(workdir, checkpoints.all(), train_step)
+        train_step = existing(workdir, checkpoints.all(), train_step)
         identity, position = checkpoints.read_identity(train_step)
-        student = _student(identity, recipe)
-        params = checkpoints.restore_params(train_step, _abstract_params(student))
+        student, lora = student_of(identity, recipe), read_adapters(identity.recipe)
+        whole = with_adapters(student, lora) if lora else student
+        params = checkpoints.restore_params(train_step, _abstract_params(whole))
+    if lora:
+        params = jax.jit(functools.partial(merged, student, lora))(params)
     folder = workdir / TOKENIZER
     template = ChatTemplate(**json.loads((folder / PROMPT).read_text(encoding="utf-8")))
     return Trained(student, params, train_step, position["tokens"], identity, Tokenizer.load(folder), template)
@@ -84,7 +89,8 @@ def check_run(workdir: Path) -> None:
         raise UserError(f"no run at {workdir}: it holds no {RECIPE}; give the --workdir of `mixdistill train`")
 
 
-def _existing(workdir: Path, saved: list[int], wanted: int | None) -> int:
+def existing(workdir: Path, saved: list[int], wanted: int | None) -> int:
+    """The train step to open. Raises `UserError` if there is none, or not this one."""
     if not saved:
         raise UserError(f"the run at {workdir} has no checkpoint yet; train it first")
     if wanted is not None and wanted not in saved:
@@ -92,13 +98,15 @@ def _existing(workdir: Path, saved: list[int], wanted: int | None) -> int:
     return saved[-1] if wanted is None else wanted
 
 
-def _student(identity: Identity, recipe: Recipe | None) -> Student:
+def student_of(identity: Identity, recipe: Recipe | None) -> Student:
+    """The student that was trained, without adapters. Raises `UserError` if it is code and `recipe` is not that of the
+    run."""
     if recipe is not None:
         if fingerprint(recipe) != identity.fingerprint:
             raise UserError(
                 f"the run was not trained by recipe {recipe.name!r} as it is now; it was: {identity.command}"
             )
-        return recipe.build_student()
+        return recipe.build_base()
     if (config := read_student(identity.recipe)) is not None:
         return make_student(config)
     raise UserError(

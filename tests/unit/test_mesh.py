@@ -1,14 +1,17 @@
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from mixdistill.errors import UserError
-from mixdistill.mesh import FSDP, TENSOR, Rules, check_divides, make_mesh, sharding, shardings
+from mixdistill.mesh import CONTEXT, FSDP, PRESETS, TENSOR, Rules, check_divides, make_mesh, preset, sharding, shardings
 
 
 def test_axes_that_are_not_named_have_size_one_and_minus_one_is_the_rest():
-    assert dict(make_mesh({"fsdp": -1, "tensor": 2}).shape) == {"data": 1, "fsdp": 4, "tensor": 2}
-    assert make_mesh({"data": 8}).axis_types == (AxisType.Auto,) * 3
+    assert dict(make_mesh({"fsdp": -1, "tensor": 2}).shape) == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    assert make_mesh({"data": 8}).axis_types == (AxisType.Auto,) * 4
     assert make_mesh({}, jax.devices()[:1]).size == 1
 
 
@@ -53,3 +56,40 @@ def test_sizes_must_divide():
     check_divides(mesh, FSDP, ("embed", "mlp"), (16, 3), "w")
     with pytest.raises(UserError, match=r"w: axis 'embed' has size 12, which 8 devices"):
         check_divides(mesh, FSDP, ("embed", "mlp"), (12, 3), "w")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_use_all_devices_and_take_sizes(name):
+    layout = preset(name)
+    assert make_mesh(layout.mesh).size == 8
+    assert preset("fsdp_tp", tensor=4).mesh == {"fsdp": -1, "tensor": 4}
+    assert preset("fsdp_tp_context").rules.spec(("batch", "sequence")) == PartitionSpec(("data", "fsdp"), "context")
+
+
+def test_unknown_presets_and_axes_are_refused():
+    with pytest.raises(UserError, match=r"unknown preset 'fsdp_pt'; did you mean 'fsdp_tp'"):
+        preset("fsdp_pt")
+    with pytest.raises(UserError, match="unknown axis of preset fsdp: 'tensor'"):
+        preset("fsdp", tensor=2)
+    with pytest.raises(UserError, match="twice over mesh axis 'context'"):
+        CONTEXT.spec(("sequence", "sequence"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A device as far as laying out slices needs one."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_only_data_crosses_slices():
+    devices = [Slice(number, number // 4) for number in range(8)]
+    mesh = make_mesh({"data": 4, "fsdp": 2}, devices)
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    np.testing.assert_array_equal(slices, np.broadcast_to(np.array([0, 0, 1, 1])[:, None, None, None], slices.shape))
+    with pytest.raises(UserError, match="data has size 1, which 2 slices do not divide"):
+        make_mesh({"fsdp": 8}, devices)

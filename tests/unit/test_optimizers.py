@@ -68,3 +68,22 @@ def test_a_pattern_that_freezes_nothing_names_the_nearest_path():
 def test_values_out_of_range_are_refused(field):
     with pytest.raises(UserError, match=f"optimizer {field} is -1"):
         OptimizerConfig(**{field: -1.0})
+
+
+@pytest.mark.parametrize(("moments", "numbers"), [("float32", 2.0), ("bfloat16", 2.0), ("factored", 0.006)])
+def test_moments_take_the_room_that_is_said_and_descend(moments, numbers):
+    axes = {"w": ("embed", "mlp")}
+    params = {"w": jnp.ones((256, 512))}
+    config = OptimizerConfig(learning_rate=0.1, warmup=0.0, weight_decay=0.0, moments=moments)
+    optimizer = make_optimizer(config, axes, STEPS)
+    state = optimizer.init(params)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert kept / params["w"].size == pytest.approx(numbers, abs=0.001)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / params["w"].nbytes
+    assert size == pytest.approx({"float32": 2.0, "bfloat16": 1.5, "factored": 0.006}[moments], abs=0.001)
+    for _ in range(5):
+        updates, state = optimizer.update(params, state, params, tokens=jnp.float32(1))  # of half the sum of squares
+        params = optax.apply_updates(params, updates)
+    assert 0.3 < float(params["w"].mean()) < 0.9
+    with pytest.raises(UserError, match="unknown optimizer moments 'int8'"):
+        OptimizerConfig(moments="int8")

@@ -1,0 +1,153 @@
+"""From published weights into a run and out again: import, train, export, with adapters and without."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mixdistill.cli import main
+from mixdistill.data.mixture import Mixture
+from mixdistill.errors import UserError
+from mixdistill.losses import cross_entropy
+from mixdistill.objective import Objective, Term
+from mixdistill.recipe import Recipe, Stage
+from mixdistill.students.adapters import Lora
+from mixdistill.students.weights import load_hf, read_config
+from mixdistill.traces.tokenizer import Tokenizer
+from mixdistill.traces.worlds.chain import CHAIN
+from mixdistill.traces.worlds.write import write_world
+from mixdistill.training.loop import run
+from mixdistill.training.workdir import open_trained
+
+LLAMA = Path(__file__).parents[1] / "parity" / "fixtures" / "llama"
+IMITATE = Objective({"imitate": Term(cross_entropy)})
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    shards = tmp_path_factory.mktemp("data") / "shards"
+    write_world(CHAIN, shards, {"F": 20})
+    stage = Stage("only", 2, Mixture(shards=str(shards), rows=8, length=24), IMITATE)
+    return Recipe(name="started", student=read_config(LLAMA), start=str(LLAMA), stages=(stage,))
+
+
+@pytest.fixture(scope="module")
+def started(recipe, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "plain"
+    return workdir, run(recipe, workdir, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def adapted(recipe, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "adapted"
+    recipe = dataclasses.replace(recipe, adapters=Lora(rank=2, patterns=("blocks/attention/*",)))
+    return workdir, run(recipe, workdir, quiet=True)
+
+
+def test_a_run_begins_with_the_weights_and_its_export_is_bit_exact(recipe, started, tmp_path, capsys):
+    workdir, outcome = started
+    published = load_hf(LLAMA)[1]
+    far = jax.tree.map(lambda a, b: float(np.max(np.abs(a - b))), *jax.device_get((outcome.state.params, published)))
+    assert 0 < max(jax.tree.leaves(far)) < 0.01  # two train steps of a small learning rate away
+    assert main(["export", str(workdir), "--to", str(tmp_path / "out"), "--max-length", "128"]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
+    _, params = load_hf(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, params, outcome.state.params)
+    assert read_config(tmp_path / "out") == read_config(LLAMA)
+    tokenizer = Tokenizer.load(tmp_path / "out")
+    assert tokenizer.hash == Tokenizer.load(workdir / "tokenizer").hash
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert main(["export", str(workdir), "--to", str(tmp_path / "out")]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["export", str(workdir), "--to", str(tmp_path / "peft"), "--adapters"]) == 2
+    assert "has no adapters" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_adapters_are_merged_or_written_for_peft(adapted, tmp_path):
+    workdir, outcome = adapted
+    base = outcome.state.params["base"]
+    published = load_hf(LLAMA, dtype="bfloat16")[1]
+    jax.tree.map(np.testing.assert_array_equal, base, published)
+    assert main(["export", str(workdir), "--to", str(tmp_path / "whole")]) == 0
+    opened = open_trained(workdir)
+    _, params = load_hf(tmp_path / "whole")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), params, opened.params)
+    assert main(["export", str(workdir), "--to", str(tmp_path / "peft"), "--adapters"]) == 0
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (2, 32.0)
+    assert settings["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    # What PEFT computes from it: W + alpha / r * B A, with W the base.
+    load = __import__("safetensors.numpy").numpy.load_file
+    peft, whole = load(tmp_path / "peft" / "adapter_model.safetensors"), load(tmp_path / "whole" / "model.safetensors")
+    flat = load(LLAMA / "model.safetensors")
+    for name, module in ((f"model.layers.1.self_attn.{p}_proj", p) for p in "qkvo"):
+        a, b = (peft[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+        w = np.asarray(flat[f"{name}.weight"].astype("bfloat16"), np.float32)
+        np.testing.assert_allclose(whole[f"{name}.weight"], w + 16.0 * b @ a, atol=1e-6, err_msg=module)
+
+
+def test_a_start_that_is_not_the_students_is_refused(recipe, tmp_path):
+    other = dataclasses.replace(recipe.student, mlp=64, norm_eps=1e-3)
+    with pytest.raises(UserError, match=r"mlp is 64, there 48; norm_eps is 0\.001"):
+        run(dataclasses.replace(recipe, student=other), tmp_path / "w")
+    with pytest.raises(UserError, match=r"nowhere/config\.json does not exist"):
+        run(dataclasses.replace(recipe, start="nowhere"), tmp_path / "w")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_import_says_what_to_write_and_copies(tmp_path, capsys):
+    assert main(["import", str(LLAMA), "--to", str(tmp_path / "copy"), "--dtype", "float32"]) == 0
+    said = capsys.readouterr().out
+    assert "30,080 parameters in 30 tensors of 1 files" in said or "parameters in" in said
+    assert f"start='{tmp_path / 'copy'}'" in said
+    jax.tree.map(np.testing.assert_array_equal, load_hf(tmp_path / "copy")[1], load_hf(LLAMA)[1])
+    assert main(["import", str(tmp_path)]) == 2
+    assert "config.json does not exist" in capsys.readouterr().err
+
+
+MEASURE = """
+    import json, resource, sys
+    import jax, numpy as np
+    from pathlib import Path
+    from mixdistill.students.weights import copy_hf, read_config
+    from mixdistill.students import families
+
+    def peak():
+        return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
+
+    copy_hf(Path(sys.argv[3]), Path(sys.argv[2]) / "small", "float32")  # what the interpreter needs in any case
+    open("/proc/self/clear_refs", "w").write("5")  # VmHWM anew from what is resident now
+    before = peak()
+    copy_hf(Path(sys.argv[1]), Path(sys.argv[2]) / "large", "float32")
+    print(json.dumps(peak() - before))
+"""
+
+
+def test_memory_stays_under_the_largest_file(tmp_path):
+    """A copy holds one parameter and a block of 16 MiB: less than 1.3 times the largest file."""
+    from mixdistill.students.decoder import make_student
+    from mixdistill.students.weights import save_hf
+
+    config = dataclasses.replace(read_config(LLAMA), embed=768, mlp=2816, layers=10, vocab_size=512)
+    params = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(make_student(config).init, jax.random.key(0))
+    )
+    save_hf(make_student(config), params, tmp_path / "given", shard_bytes=1)
+    largest = max(path.stat().st_size for path in (tmp_path / "given").iterdir())
+    assert largest > 80e6
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path / "given"), str(tmp_path), str(LLAMA)],
+        capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert json.loads(done.stdout) < 1.3 * largest
