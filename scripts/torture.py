@@ -179,7 +179,7 @@ class Ended:
         timed = ("seconds", "per_second")
         metrics = [
             {name: {k: v for k, v in part.items() if not k.endswith(timed)} if isinstance(part, dict) else part
-             for name, part in line.items() if name != "seconds"}
+             for name, part in line.items() if name not in ("seconds", "clock", "spent")}
             for line in read_metrics(workdir / METRICS_FILE)
         ]  # fmt: skip
         return Ended(about["checksums"], position, list(read_ledger(workdir / LEDGER)), metrics)

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distributed", action="store_true", help="join the other processes of this job (SLURM, GKE, TPU)"
     )
+    parser.add_argument("--profile", metavar="FIRST:LAST", help="record these train steps into WORKDIR/profile")
     parser.add_argument("--track", metavar="wandb|trackio", help="send the metrics there, too (must be installed)")
     parser.add_argument(
         "--forgive",
@@ -44,12 +45,15 @@ def run(args: argparse.Namespace) -> int:
     recipe = set_all(load(args.recipe), args.set)
     workdir = args.workdir or Path("runs") / f"{recipe.name}-{fingerprint(recipe)[:8]}"
 
+    from mixdistill.training.goodput import sentence
+    from mixdistill.training.hooks import METRICS_FILE, read_metrics
     from mixdistill.training.loop import run as train
 
     if args.distributed:
         _roll_call(recipe)
     command = " ".join([args.recipe, *(f"--set {change}" for change in args.set)])
-    outcome = train(recipe, workdir, hooks=_trackers(args, recipe), command=command, forgive=tuple(args.forgive))
+    hooks = [*_trackers(args, recipe), *_profile(args, workdir)]
+    outcome = train(recipe, workdir, hooks=hooks, command=command, forgive=tuple(args.forgive))
     if jax.process_index() == 0:
         done = f"{outcome.position.train_step} train steps, {outcome.position.tokens:,} tokens"
         if _stopped_by_guard(outcome):
@@ -63,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             )
         else:
             print(f"finished: {done}, {outcome.position.seconds:.1f} s; saved in {workdir}")
+        print(sentence(read_metrics(workdir / METRICS_FILE)), file=sys.stderr)
     return 1 if _stopped_by_guard(outcome) else 0
 
 
@@ -85,6 +90,12 @@ def _roll_call(recipe: "Recipe") -> None:
     if jax.process_index() == 0:
         where = ", ".join(f"{index} on {host}" for index, host in enumerate(hosts))
         print(f"{len(hosts)} processes: {where}", file=sys.stderr)
+
+
+def _profile(args: argparse.Namespace, workdir: Path) -> "list[Hook]":
+    from mixdistill.training.profile import parse, profile
+
+    return [] if args.profile is None else [profile(workdir, *parse(args.profile))]
 
 
 def _trackers(args: argparse.Namespace, recipe: "Recipe") -> "list[Hook]":

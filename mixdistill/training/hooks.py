@@ -42,6 +42,7 @@ class Event(NamedTuple):
     tokens: int  # targets seen so far
     seconds: float  # spent so far, earlier processes of this run included
     tallies: Mapping[str, Tally] = {}  # numpy; only for "log"
+    spent: Mapping[str, float] = {}  # seconds by part (see `Spent`) since the last "log"; only for "log"
 
 
 Hook = Callable[[Event], None]
@@ -110,6 +111,8 @@ def _line(event: Event, teachers: tuple[str, ...]) -> dict[str, Any]:
         "stage": event.stage,
         "tokens": event.tokens,
         "seconds": round(event.seconds, 3),
+        "clock": round(time.time(), 3),
+        "spent": {part: round(seconds, 4) for part, seconds in event.spent.items()},
         "metrics": {name: _plain(value, teachers) for name, value in sorted(numbers.items())},
         "weights": {name: _plain(tally.weight, teachers) for name, tally in sorted(event.tallies.items())},
     }

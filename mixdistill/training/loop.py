@@ -92,7 +92,7 @@ def run(
                 raise UserError(f"the last state could not be saved in {workdir}; the checkpoints before it are whole")
             report.event("end", position, state)
     unfinished = position.stage < len(recipe.stages)
-    position = dataclasses.replace(position, guard=run.guard.to_json())
+    position = dataclasses.replace(position, guard=run.guard.to_json(), seconds=report.seconds)
     return Outcome(state, position, (stop.signal or run.guard.stopped or None) if unfinished else None)
 
 
@@ -122,7 +122,9 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
         return position.spends(stage.budget) or handover.due(position.stage_train_steps)
 
     def settle(new=None) -> None:
-        arrive(run, pipeline, handover, late.swap(new), state)
+        with run.report.spent.on("device"):
+            arrived = late.swap(new)
+        arrive(run, pipeline, handover, arrived, state)
 
     with contextlib.closing(job.pipeline(position, run.guard.closed)) as pipeline:
         if run.opened and position.pipeline is not None:
@@ -143,13 +145,16 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
                 batch, step = _next(run, pipeline, state, position, step)
             except Stopped:
                 break
-            state, tallies = step(state, batch)
+            # The annotation lets a profile tell train steps apart.
+            marked = jax.profiler.StepTraceAnnotation("train_step", step_num=position.train_step + 1)
+            with run.report.spent.on("dispatch"), marked:
+                state, tallies = step(state, batch)
             position = position.after(pipeline.num_targets)
             run.history.saw(position.train_step, *traces_of(pipeline))
             run.report.event("train_step", position, state)
             tallies |= told(pipeline)
             try:
-                with run.stop.at_once():
+                with run.report.spent.on("evaluation"), run.stop.at_once():
                     tallies |= exam(state.params, position)
             except Stopped:
                 settle()
@@ -175,12 +180,14 @@ def _next(
     long = step is None or draws(pipeline)
     before = pipeline.get_state() if long else None
     try:
-        with run.stop.at_once() if draws(pipeline) else contextlib.nullcontext():
-            rows = read(pipeline, state, position.train_step)
-        batch = place(rows, run.job.mesh, run.job.recipe.rules)
+        with run.report.spent.on("data"):
+            with run.stop.at_once() if draws(pipeline) else contextlib.nullcontext():
+                rows = read(pipeline, state, position.train_step)
+            batch = place(rows, run.job.mesh, run.job.recipe.rules)
         if step is None:
             lazy = run.job.train_step(position.stage)
-            step = run.stop.leaving(lambda: compiled(lazy, state, batch))
+            with run.report.spent.on("compile"):
+                step = run.stop.leaving(lambda: compiled(lazy, state, batch))
         return batch, step
     except Stopped:
         assert before is not None
@@ -203,6 +210,11 @@ def _save(run: _Run, position: Position, state: TrainState, *, regular: bool) ->
     """False where it could not be. `regular`: at a train step that does not depend on when signals come."""
     # A resumed process begins a new line: it has no tallies of train steps before the checkpoint.
     run.report.flush(state)
+    with run.report.spent.on("checkpoint"):
+        return _save_now(run, position, state, regular=regular)
+
+
+def _save_now(run: _Run, position: Position, state: TrainState, *, regular: bool) -> bool:
     if position.train_step in run.checkpoints.all():
         if regular:
             run.guard.checkpoint(position.train_step, finite=True)

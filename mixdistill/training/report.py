@@ -10,6 +10,7 @@ from mixdistill.objective import Tally
 from mixdistill.recipe import Recipe
 from mixdistill.training.hooks import Event, Hook, Window
 from mixdistill.training.position import Position
+from mixdistill.training.spent import Spent
 from mixdistill.training.state import TrainState
 
 Tallies = Mapping[str, Tally]
@@ -40,6 +41,7 @@ class Report:
         self._began = began - start.seconds
         self._window = Window()
         self._last = start
+        self.spent = Spent()
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +60,8 @@ class Report:
     ) -> None:
         """Tells the hooks."""
         stage = self._recipe.stages[min(position.stage, len(self._recipe.stages) - 1)].name
-        event = Event(kind, position.train_step, stage, state, position.tokens, self.seconds, tallies or {})
+        spent = self.spent.take() if kind == "log" else {}
+        event = Event(kind, position.train_step, stage, state, position.tokens, self.seconds, tallies or {}, spent)
         for hook in self._hooks:
             hook(event)
 

@@ -1,0 +1,34 @@
+"""Where the host's time goes: the train step's parts, and what is not a train step."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+Part = Literal["data", "compile", "dispatch", "device", "evaluation", "checkpoint"]
+
+
+class Spent:
+    """Seconds by part.
+
+    data: waiting for a batch and placing it, rollouts included. compile: the programs of train steps. dispatch: handing
+    a train step to the device. device: waiting for its numbers. evaluation: held-out problems. checkpoint: what saving
+    takes from the loop; the writing itself goes on beside it. What is in none of them is the loop's own.
+    """
+
+    def __init__(self):
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def on(self, part: Part) -> Iterator[None]:
+        """Counts what is done inside."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - began
+
+    def take(self) -> dict[str, float]:
+        """What was counted since the last call."""
+        taken, self._seconds = self._seconds, {}
+        return taken
