@@ -1,9 +1,9 @@
 """Imitate, then refine, in the chain world: is it better than either alone, and than pooling, at equal student FLOPs?
 
-    python -m experiments.refine [--seeds 0 1 2 3] [--out experiments/results/refine] [--runs runs/refine]
+    python -m experiments.refine scarce|ample [--seeds 0 1 2] [--out experiments/results/refine] [--runs runs/refine]
 
-Traces are scarce and answered problems are not: teacher F (and each of B, M, H and S, for the pooled arm) has written
-`traces` traces; of `problems` further problems the answer alone is known. Every arm is one recipe in one workdir.
+Teacher F (and each of B, M, H and S, for the pooled arm) has written 1000 traces ("scarce") or 2000 ("ample"); of 4000
+further problems the answer alone is known. Every arm is one recipe in one workdir.
 
     imitate                 cross entropy on F's traces
     pooled                  cross entropy on the traces of all five teachers
@@ -11,9 +11,10 @@ Traces are scarce and answered problems are not: teacher F (and each of B, M, H 
     imitate-reinforce       imitation of F for part of the run, then RLVR
     imitate-srl-reinforce   imitation, then step-wise similarity to F's steps (SRL), then RLVR
 
-The two refined arms run first; then every other arm, with the same seed, gets as many FLOPs as the dearer of them
-spent (`experiments/flops.py`). Accuracies are of greedy answers to test problems that no arm has seen, of 3 to 5
-operands (and of 6: out of distribution). Results go to OUT, shards and checkpoints to RUNS.
+Of each seed imitate-reinforce runs first; the arms of one stage then get as many FLOPs as it spent
+(`experiments/flops.py`), and imitate-srl-reinforce has been sized to cost about as much. Accuracies are of greedy
+answers to test problems that no arm has seen, of 3 to 5 operands (and of 6: out of distribution). Results go to OUT,
+shards, checkpoints and the result of each student to RUNS: what is there already is not trained again.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,30 +35,35 @@ from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.world import Split
 from mixdistill.traces.worlds.write import write_world
 
-SEEDS = (0, 1, 2, 3)
+SEEDS = (0, 1, 2)
 TEACHERS = ("F", "B", "M", "H", "S")
 ANSWERED = "D"  # writes the answer alone: its prompts are the answered problems
 PROBLEMS_SEED = 901  # test problems are the same for all students
-REFINED = ("imitate-reinforce", "imitate-srl-reinforce")
+FIRST = "imitate-reinforce"  # sets the FLOPs of its seed
+REFINED = (FIRST, "imitate-srl-reinforce")
 BASELINES = ("imitate", "pooled", "reinforce")
 MAX_PROMPT, MAX_NEW, MAX_STEP = 8, 20, 3  # tokens; no step of F is longer
+SRL_COST = 4  # tokens of RLVR that cost as much as one of SRL, whose prompts are long and completions short
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
     """How large everything is; tests make it small."""
 
-    traces: int = 300  # of each teacher
+    traces: int = 2000  # of each teacher
     problems: int = 4000  # answered
-    imitation: int = 100_000  # completion tokens of the first stage of the refined arms
-    srl: int = 40_000
-    reinforcement: int = 250_000  # of the RLVR stage of imitate-reinforce; the other arm has as much less as SRL takes
+    imitation: int = 250_000  # completion tokens of the first stage of the refined arms
+    srl: int = 10_000
+    reinforcement: int = 200_000  # of the RLVR stage of imitate-reinforce
     rows: int = 16  # of an imitation batch
     prompts: int = 16  # of a batch of rollouts
     samples: int = 8
     test: int = 500
     longer: int = 200
     workers: int = 1
+
+
+SIZES = {"scarce": Size(traces=1000, imitation=300_000, reinforcement=250_000), "ample": Size()}
 
 
 class Result(NamedTuple):
@@ -123,7 +129,7 @@ def recipe(arm: str, shards: Path, seed: int, size: Size, tokens: int | None = N
         "imitate-srl-reinforce": lambda: [
             imitation(("F",), size.imitation),
             Stage("srl", None, steps, dr_grpo(), num_tokens=size.srl),
-            reinforcement(size.reinforcement - size.srl),
+            reinforcement(size.reinforcement - SRL_COST * size.srl),
         ],
     }[arm]()
     return Recipe(
@@ -144,18 +150,26 @@ def write(folder: Path, seed: int, size: Size, report: Report) -> None:
 
 
 def train(folder: Path, arm: str, seed: int, size: Size, budget: float | None, report: Report) -> Result:
-    """One student; `budget` in FLOPs for an arm of one stage."""
+    """One student; `budget` in FLOPs for an arm of one stage. If RUNS has it already, what was found of it."""
     from experiments import students
+    from mixdistill.recipe import fingerprint
 
     shards, workdir = folder / f"shards-{seed}", folder / f"{arm}-{seed}"
     plan = recipe(arm, shards, seed, size)
     if budget is not None:
         tokens = math.ceil(budget / cheapest_target(plan, shards))
         plan = recipe(arm, shards, seed, size, tokens)
+    kept = workdir / "result.json"
+    if kept.is_file() and (found := json.loads(kept.read_text()))["recipe"] == fingerprint(plan):
+        return Result(**{**found["result"], "correct": np.array(found["result"]["correct"], bool)})
     trained = students.train(plan, workdir, report)
     correct, numbers = examine(trained, size)
     lines = students.metrics(workdir)
-    return Result(arm, seed, correct, numbers, flops.spent(plan, shards, lines), trained.tokens, history(plan, lines))
+    spent = flops.spent(plan, shards, lines)
+    result = Result(arm, seed, correct, numbers, spent, trained.tokens, history(plan, lines))
+    values = {**result._asdict(), "correct": correct.tolist()}
+    kept.write_text(json.dumps({"recipe": fingerprint(plan), "result": values}) + "\n")
+    return result
 
 
 def examine(trained: Any, size: Size) -> tuple[np.ndarray, dict[str, float]]:
@@ -197,15 +211,17 @@ def history(plan: Any, lines: Sequence[dict[str, Any]]) -> dict[str, list[float]
 
 
 def study(seeds: Sequence[int], folder: Path, size: Size) -> list[Result]:
-    """All arms and seeds: the refined arms first, since they set the budget of the others."""
+    """All arms and seeds, one seed after the other."""
+    results = []
     with Crew(size.workers, len(seeds) * (1 + len(REFINED) + len(BASELINES)), compiled=folder / "compiled") as crew:
-        crew.do([Job(f"traces of seed {seed}", write, (folder, seed, size)) for seed in seeds])
-        pairs = [(arm, seed) for seed in seeds for arm in REFINED]
-        refined = crew.do([Job(f"{arm}, seed {seed}", train, (folder, arm, seed, size, None)) for arm, seed in pairs])
-        budget = {seed: max(result.flops for result in refined if result.seed == seed) for seed in seeds}
-        pairs = [(arm, seed) for seed in seeds for arm in BASELINES]
-        jobs = [Job(f"{arm}, seed {seed}", train, (folder, arm, seed, size, budget[seed])) for arm, seed in pairs]
-        return [*refined, *crew.do(jobs)]
+        for seed in seeds:
+            if not (folder / f"shards-{seed}").is_dir():
+                crew.do([Job(f"traces of seed {seed}", write, (folder, seed, size))])
+            (first,) = crew.do([Job(f"{FIRST}, seed {seed}", train, (folder, FIRST, seed, size, None))])
+            budgets = {**dict.fromkeys(BASELINES, first.flops), **dict.fromkeys(REFINED[1:], None)}
+            jobs = [Job(f"{arm}, seed {seed}", train, (folder, arm, seed, size, b)) for arm, b in budgets.items()]
+            results += [first, *crew.do(jobs)]
+    return results
 
 
 def summary(results: Sequence[Result], size: Size) -> dict[str, Any]:
@@ -247,23 +263,24 @@ def interval(row: dict[str, float]) -> str:
     return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
-def main(arguments: Sequence[str] | None = None, size: Size = Size()) -> int:
+def main(arguments: Sequence[str] | None = None, sizes: Mapping[str, Size] = SIZES) -> int:
     """The command: 0, whatever the outcome."""
     parser = argparse.ArgumentParser(prog="python -m experiments.refine", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("size", choices=sizes, help="how many traces there are")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--out", type=Path, default=Path("experiments/results/refine"))
     parser.add_argument("--runs", type=Path, default=Path("runs/refine"), help="folder of shards and checkpoints")
     given = parser.parse_args(arguments)
-    given.runs.mkdir(parents=True, exist_ok=True)
+    size, runs = sizes[given.size], given.runs / given.size
+    runs.mkdir(parents=True, exist_ok=True)
     try:
-        results = study(given.seeds, given.runs, size)
+        results = study(given.seeds, runs, size)
     except KeyboardInterrupt:
         print("interrupted; nothing was written beside the runs", file=sys.stderr)
         return 130
     found = summary(results, size)
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (given.out / "table.md").write_text(table(found) + "\n", encoding="utf-8")
+    (given.out / f"{given.size}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
     return 0
 

@@ -1,16 +1,20 @@
 """How many tokens a second the sampler decodes: with its cache, without one, and `transformers` on the same weights.
 
-    python scripts/bench/sampler.py [--size tiny|small] [--torch-python PYTHON] [--rows 32] [--new 128] [--json FILE]
+    python scripts/bench/sampler.py [--size tiny|small] [--torch-python PYTHON] [--rows 32] [--new 128] [--one-thread]
+                                    [--no-recomputing]
 
 PYTHON is that of an environment with torch and transformers, which are no dependencies of mixdistill; without it the
 third line is left out (`scripts/make_parity_fixtures.py` makes such an environment). A student with random weights is
 written as a checkpoint and loaded by both sides. Everything is greedy, in float32, on the CPU, and no row stops early;
 all sides must say the same tokens. Each round runs every side once, in turns, so that all share what else the machine
-does; a figure is the median over the rounds. A side may use all cores. CPU seconds are those of its process.
+does; a figure is the median over the rounds. A side uses as many cores as it likes, or one with `--one-thread`. CPU
+seconds are those of its process. `--no-recomputing` leaves out the side without a cache: of a small student it takes
+minutes.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +27,10 @@ from typing import Any
 INSIDE = "--inside"  # this process has torch, and answers requests on stdin
 SIZES = ("tiny", "small")
 VOCAB = 512
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
 
 
 def cached(folder: Path, prompts: list[list[int]], new: int) -> Callable[[], Any]:
@@ -73,10 +81,11 @@ SIDES = {"cached": cached, "recomputing": recomputing, "transformers": transform
 class Side:
     """One side in a process of its own, which makes its program first and then runs it whenever it is asked to."""
 
-    def __init__(self, name: str, python: str, task: dict[str, Any]):
+    def __init__(self, name: str, python: str, task: dict[str, Any], environment: dict[str, str]):
         self.name = name
         command = [python, __file__, INSIDE, json.dumps({**task, "side": name})]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipe, environment = subprocess.PIPE, {**os.environ, **environment}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self.tokens = self._read()["tokens"]
 
     def measure(self) -> tuple[float, float]:
@@ -122,8 +131,10 @@ def bench(folder: Path, args: argparse.Namespace) -> dict[str, dict[str, float]]
     save_hf(student, student.init(jax.random.key(0)), folder / "student")
     prompts = np.random.default_rng(0).integers(0, VOCAB, (args.rows, args.prompt)).tolist()
     task = {"folder": str(folder / "student"), "prompts": prompts, "new": args.new}
-    sides = [Side(name, sys.executable, task) for name in ("cached", "recomputing")]
-    sides += [Side("transformers", args.torch_python, task)] if args.torch_python else []
+    threads = ONE_THREAD if args.one_thread else {}
+    own = ("cached",) if args.no_recomputing else ("cached", "recomputing")
+    sides = [Side(name, sys.executable, task, threads) for name in own]
+    sides += [Side("transformers", args.torch_python, task, threads)] if args.torch_python else []
     for side in sides:
         same = sum(a == b for a, b in zip(side.tokens, sides[0].tokens, strict=True))
         print(f"{side.name}: {same} of {args.rows} rows as the first side says them", file=sys.stderr)
@@ -151,6 +162,8 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32, help="tokens")
     parser.add_argument("--new", type=int, default=128, help="tokens")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one-thread", action="store_true")
+    parser.add_argument("--no-recomputing", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +174,7 @@ def main() -> None:
         rates = " | ".join(f"{tokens / times[unit]:,.0f}" for unit in ("seconds", "cpu_seconds"))
         ratios = " | ".join(f"{times[unit] / own[unit]:.2f} x" for unit in ("seconds", "cpu_seconds"))
         print(f"| {name} | {rates} | {ratios} |")
-    settings = {name: getattr(args, name) for name in ("size", "rows", "prompt", "new", "rounds")}
+    settings = {name: getattr(args, name) for name in ("size", "rows", "prompt", "new", "rounds", "one_thread")}
     text = json.dumps({**settings, "sides": found})
     print(text) if args.json is None else args.json.write_text(text + "\n")
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -111,6 +112,23 @@ def test_sample(workdir, capsys, monkeypatch):
         drawn.append(capsys.readouterr().out)
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0].splitlines()) == 3
+    assert main([*command, "--prompt", "? 1 2 3 :", "--temperature", "2", "--num", "3", "--top-k", "1"]) == 0
+    assert set(capsys.readouterr().out.splitlines()) == {first.splitlines()[0]}
+
+
+def test_sample_votes(workdir, capsys):
+    command = ["sample", str(workdir), "--max-new", "5", "--prompt", "? 1 2 3 :", "--prompt", "? 4 5 6 :"]
+    limits = ["--temperature", "2", "--vote", "12", "--warmup", "4", "--window", "2", "--keep", "50"]
+    assert main([*command, *limits]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for line in lines:  # all 12 where they do not agree
+        found = re.search(
+            r" votes, (4|12) completions, (\d+) stopped early; ([\d,]+) tokens, about ([\d,]+) saved\)$", line
+        )
+        assert found, line
+        assert int(found[4]) > 0 or found[1] == "12"
+        assert int(found[3]) <= int(found[1]) * 5
 
 
 def test_show_and_explain_need_no_shards(capsys):
@@ -222,6 +240,8 @@ def assert_refused(message, folder, monkeypatch, capsys, command) -> None:
         (["eval", "{workdir}", "--recipe", "experiments.base:smoke"], "was not trained by recipe 'smoke' as it is now"),
         (["sample", "nowhere"], "no run at nowhere"),
         (["sample", "{workdir}", "--temperature", "-1"], "temperature is -1"),
+        (["sample", "{workdir}", "--vote", "8"], "give a --temperature above 0"),
+        (["sample", "{workdir}", "--vote", "0", "--temperature", "1"], "1 <= warmup <= budget"),
         (["show", "experiments.base:smok"], "did you mean 'smoke'"),
         (["explain", "smoke"], "a recipe is named module:function"),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from mixdistill.data.corpus import open_corpus
 from mixdistill.errors import UserError
+from mixdistill.generation import sampler
 from mixdistill.generation.drawn import Drawn, choose_groups, spread, to_batch
 from mixdistill.generation.judges import (
     exact_answer,
@@ -28,6 +29,7 @@ from mixdistill.students import families
 from mixdistill.students.decoder import make_student
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.write import write_world
+from mixdistill.training import answering
 from mixdistill.training.asks import Ask, find_asks
 from mixdistill.training.rollout_pipeline import RolloutPipeline
 
@@ -183,6 +185,24 @@ def test_resuming_draws_the_same(corpus, talker):
     assert whole.num_targets == batches[3]["valid"].sum()
     advantage = batches[0]["advantage"].max(1).reshape(2, 4) + batches[0]["advantage"].min(1).reshape(2, 4)
     np.testing.assert_allclose(advantage.sum(1), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_new", [3, 9])
+def test_a_batch_is_one_program_and_one_fetch_however_many_tokens(corpus, talker, monkeypatch, max_new):
+    """What is drawn never waits for the host between two tokens, and neither does the train step on it."""
+    calls = []
+
+    def counted(name, function):
+        return lambda *args, **kwargs: calls.append(name) or function(*args, **kwargs)
+
+    monkeypatch.setattr(sampler, "_decode", counted("program", sampler._decode))
+    monkeypatch.setattr(answering, "on_host", counted("fetch", answering.on_host))
+    source, opened = corpus
+    student, params = talker
+    made = pipeline_of(dataclasses.replace(source, max_new=max_new), opened, student)
+    for train_step in range(4):  # two updates on each of two batches
+        made.read(params, train_step)
+    assert calls == ["program", "fetch"] * 2
 
 
 def test_eight_devices_draw_what_one_draws(corpus, talker):
