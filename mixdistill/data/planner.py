@@ -17,6 +17,7 @@ import numpy as np
 from mixdistill.data.corpus import Corpus, weight_vector
 from mixdistill.data.mixture import Mixture
 from mixdistill.data.packing import Place, fill
+from mixdistill.errors import UserError, unknown
 
 # Traces to choose from when a row is filled: of so many, some nearly always add up to the row's length. Those that are
 # left wait in the state, under "teacher" so many for each teacher.
@@ -57,6 +58,19 @@ class Plan(NamedTuple):
         return self.places[start:stop]
 
 
+def in_turn(corpus: Corpus, mixture: Mixture) -> tuple[int, ...]:
+    """Numbers of the teachers that take turns, in order: those with a weight at the start, but for the anchor. Raises
+    `UserError` for an anchor that has none, or nobody to accompany."""
+    weights = weight_vector(corpus, mixture)
+    among = tuple(int(k) for k in np.flatnonzero(weights) if corpus.teachers[k] != mixture.anchor)
+    if mixture.anchor is not None:
+        if mixture.anchor not in corpus.teachers:
+            raise unknown("anchor", mixture.anchor, corpus.teachers)
+        if not weights[corpus.teachers.index(mixture.anchor)] or not among:
+            raise UserError(f"anchor {mixture.anchor!r} and the teachers beside it all need a weight in the mixture")
+    return among
+
+
 class Planner:
     """`state -> (plan, next state)` for one corpus and mixture."""
 
@@ -88,14 +102,15 @@ class Planner:
         return Plan(state.train_step, tuple(places)), after
 
     def _turn(self, weights: np.ndarray, train_step: int) -> np.ndarray:
-        """The weights, or with `Mixture.turns` those of the teacher alone whose turn it is: of those that the mixture
-        began with, in order; all of them where that one has lost its weight."""
+        """The weights, or with `Mixture.turns` those of the teacher whose turn it is; as they are where that one has
+        lost its weight."""
         if self.mixture.turns is None:
             return weights
-        among = np.flatnonzero(weight_vector(self.corpus, self.mixture))
-        turn = np.zeros(len(weights))
+        among, turn = in_turn(self.corpus, self.mixture), np.zeros(len(weights))
         turn[among[train_step // self.mixture.turns % len(among)]] = 1.0
-        return turn if weights[turn > 0].all() else weights
+        if self.mixture.anchor is not None:
+            turn[self.corpus.teachers.index(self.mixture.anchor)] = 1.0
+        return turn / turn.sum() if weights[turn > 0].all() else weights
 
     def _queues(self, waiting: tuple[int, ...], weights: np.ndarray) -> dict[int, list[int]]:
         """Traces that may share a row, together, oldest first; those of a teacher without weight by themselves."""

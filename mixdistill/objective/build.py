@@ -19,6 +19,8 @@ from mixdistill.signals.vocabulary import NAMES
 
 MADE = frozenset(NAMES) | {"mean_logit"}  # signals made from the student's hidden states
 KNOWN_FIELDS = FIELDS | TOP_K_FIELDS
+# Tallies per teacher that a train step makes where a stage asks for them, and that memory may follow.
+OF_TRAIN_STEP = ("teacher/gradient_cosine",)
 CONTEXT = ("train_step", "teachers")  # readable by name, but not [B, T]: an int32 scalar; the teachers' names
 
 
@@ -170,6 +172,7 @@ def _try_out(objective: Objective) -> None:
     def run(batch, train_step):
         memory = {name: entry.init(len(objective.teachers)) for name, entry in objective.memory.items()}
         _, tallies = evaluate(objective, student, params, batch, train_step=train_step, memory=memory)
+        tallies |= dict.fromkeys(OF_TRAIN_STEP, Tally(*jnp.zeros((2, len(objective.teachers)))))
         return {name: entry.update(memory[name], tallies, train_step) for name, entry in objective.memory.items()}
 
     try:

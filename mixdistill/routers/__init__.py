@@ -8,6 +8,7 @@ from mixdistill.routers.acceptance import acceptance
 from mixdistill.routers.doremi import doremi
 from mixdistill.routers.exponentiated_gradient import exponentiated_gradient
 from mixdistill.routers.frontier import frontier
+from mixdistill.routers.gradient_alignment import gradient_alignment
 from mixdistill.routers.learning_progress import learning_progress
 from mixdistill.routers.quality_learnability import quality_learnability
 from mixdistill.routers.scheduled import scheduled
@@ -17,6 +18,7 @@ __all__ = [
     "doremi",
     "exponentiated_gradient",
     "frontier",
+    "gradient_alignment",
     "learning_progress",
     "quality_learnability",
     "scheduled",

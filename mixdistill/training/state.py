@@ -37,13 +37,13 @@ def init_state(
 ) -> TrainState:
     """A fresh state on `mesh`, every array made where it belongs; the same numbers on every mesh.
 
-    `memory` holds initial values by name. `params` that are given are taken, and gone from where they were. Raises
-    `UserError` if the mesh does not divide a parameter.
+    `memory` holds initial values by name, or functions of the parameters. `params` that are given are taken, and gone
+    from where they were. Raises `UserError` if the mesh does not divide a parameter.
     """
     if params is not None:
 
         def around(params: Params) -> TrainState:
-            return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), dict(memory))
+            return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), _begun(memory, params))
 
         where = state_shardings(jax.eval_shape(around, params), student, mesh, rules)
         return jax.jit(around, out_shardings=where, donate_argnums=0)(params)
@@ -69,21 +69,25 @@ def _quick(mesh: Mesh) -> dict[str, Any] | None:
 def _initialiser(student: Student, optimizer: optax.GradientTransformation, memory: Mapping[str, Any], seed: int):
     def init() -> TrainState:
         params = student.init(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), dict(memory))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), _begun(memory, params))
 
     return init
 
 
+def _begun(memory: Mapping[str, Any], params: Params) -> dict[str, Any]:
+    return {name: value(params) if callable(value) else value for name, value in memory.items()}
+
+
 def state_shardings(state: Any, student: Student, mesh: Mesh, rules: Rules) -> Any:
-    """A sharding for each leaf of a TrainState. Optimiser leaves follow the parameter whose path they end with, if they
-    have its shape; everything else is copied to all devices."""
+    """A sharding for each leaf of a TrainState. Leaves follow the parameter whose path they end with, if they have its
+    shape: the optimiser's, and copies of parameters in memory. Everything else is copied to all devices."""
     axes = dict(parameter_paths(student.axes))
     shapes = {path: leaf.shape for path, leaf in parameter_paths(state.params)}
     for path, shape in shapes.items():
         check_divides(mesh, rules, axes[path], shape, f"parameter {path}")
 
     def follow(path, leaf) -> NamedSharding:
-        name = _parameter_of(path_name(path[1:]), shapes) if path[0].name in ("params", "opt_state") else None
+        name = _parameter_of(path_name(path[1:]), shapes)
         if name is None or shapes[name] != leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
         return sharding(mesh, rules, axes[name])

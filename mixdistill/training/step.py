@@ -16,8 +16,10 @@ from mixdistill.memory import update_memory
 from mixdistill.mesh import Rules, check_divides, sharding
 from mixdistill.objective import Objective, Sums, Tally, combine, divisors, mean_gradient, sums, sums_and_gradients
 from mixdistill.optimizers import frozen_labels, progress
+from mixdistill.recipe.parameters import TeacherGradients
 from mixdistill.students.attention import attend, choose
 from mixdistill.students.student import Student
+from mixdistill.training.conflicts import gradient_of_teachers
 from mixdistill.training.state import TrainState, state_shardings
 
 Batch = dict[str, jax.Array]
@@ -36,6 +38,7 @@ def make_train_step(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     options: Mapping[str, Any] | None = None,
+    teacher_gradients: TeacherGradients | None = None,
 ) -> TrainStep:
     """A pure function (state, batch) -> (state, tallies).
 
@@ -44,14 +47,20 @@ def make_train_step(
     token, changes nothing but `train_step`, and is counted in the tally "optimizer/skipped". Parameters whose path
     matches a pattern of `frozen` get no gradient (give the optimiser the same patterns). With `mesh` and `rules` a
     vocabulary that the rules split stays split. `options` go to the vocabulary pass and change speed, not results.
+    `teacher_gradients` compares the teachers' gradients, and may project conflicts out.
     """
     student = freeze(student, frozen)
     fixed = {"mesh": mesh, "rules": rules, "options": options}
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Tallies]:
         context = {"train_step": state.train_step, "memory": state.memory, **fixed}
-        gradient, total = _gradient(objective, student, state.params, batch, num_microbatches, context)
+        given, compared = (objective, student, state.params, batch, num_microbatches, context), {}
+        if teacher_gradients is None:
+            gradient, total = _gradient(*given)
+        else:
+            gradient, total, compared = gradient_of_teachers(teacher_gradients, *given, _accumulate)
         loss, tallies = combine(objective, total)
+        tallies |= compared
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, tokens=total.valid.astype(jnp.float32)
         )

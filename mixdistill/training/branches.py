@@ -1,0 +1,159 @@
+"""Branches: stretches of train steps that all start from the same parameters, and what is made of them.
+
+In train step i of a round the branch of number i // turns is trained. `state.memory` holds where the round began, so a
+run goes on from a checkpoint in the middle of a branch, bit for bit. Branches come one after the other: each train step
+costs what it always costs and counts as one, and memory holds the parameters twice more, however many branches.
+
+Each branch has fresh optimiser moments, and its learning rate starts where the round's did, so that no branch is
+favoured; the whole round is spent of the budget when it ends.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mixdistill.objective import Tally
+from mixdistill.optimizers import ProgressState, progress
+from mixdistill.students.student import Params
+from mixdistill.training.state import TrainState
+
+MEMORY = "branches"  # of the train state
+
+Kept = dict[str, Any]
+
+
+class Rule(NamedTuple):
+    """What becomes of the branches. All pure."""
+
+    init: Callable[[Params], Kept]  # at the start of a round
+    stepped: Callable[[Kept, Any, Any, Mapping[str, Tally]], Kept]  # (kept, branch, its train step, tallies)
+    ended: Callable[[Kept, Any, Params, Params], Kept]  # (kept, branch, start of the round, end of the branch)
+    merged: Callable[[Kept, Params], Params]  # (kept, start) -> where the run goes on
+
+
+def merging(weights: np.ndarray, scale: float) -> Rule:
+    """start + scale * sum_k w_k (branch_k - start), added up in float32. `weights` `[branches]` add up to one."""
+    shares = jnp.asarray(weights, jnp.float32)
+
+    def ended(kept: Kept, branch: Any, start: Params, end: Params) -> Kept:
+        def add(total, a, b):
+            return total + shares[branch] * (b.astype(jnp.float32) - a.astype(jnp.float32))
+
+        return {"change": jax.tree.map(add, kept["change"], start, end)}
+
+    def merged(kept: Kept, start: Params) -> Params:
+        return jax.tree.map(lambda a, d: (a.astype(jnp.float32) + scale * d).astype(a.dtype), start, kept["change"])
+
+    def init(params: Params) -> Kept:
+        return {"change": jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)}
+
+    return Rule(init, lambda kept, *_: kept, ended, merged)
+
+
+def piloting(candidates: tuple[int, ...], num_teachers: int, turns: int, limit: float) -> Rule:
+    """Admits candidates (teacher numbers) by their own content NLL over the last quarter of their pilots. Keeps "nll"
+    `[num_teachers]` (NaN: no pilot, or no data in it), "admitted" bool `[num_teachers]` and the best one's "best"."""
+    order = jnp.asarray(candidates)
+    late = turns - max(turns // 4, 1)
+
+    def init(params: Params) -> Kept:
+        return {
+            "sum": jnp.zeros(num_teachers, jnp.float32),
+            "weight": jnp.zeros(num_teachers, jnp.float32),
+            "nll": jnp.full(num_teachers, jnp.nan, jnp.float32),
+            "admitted": jnp.zeros(num_teachers, bool),
+            "best": params,
+        }
+
+    def stepped(kept: Kept, branch: Any, train_step: Any, tallies: Mapping[str, Tally]) -> Kept:
+        who, seen = order[branch], tallies["teacher/content_nll"]
+        counts = (train_step >= late) & jnp.isfinite(seen.sum[who])
+        found = {name: jnp.where(counts, part[who], 0.0) for name, part in seen._asdict().items()}
+        return kept | {name: kept[name].at[who].add(value) for name, value in found.items()}
+
+    def ended(kept: Kept, branch: Any, start: Params, end: Params) -> Kept:
+        del start
+        who = order[branch]
+        nll = jnp.where(kept["weight"][who] > 0, kept["sum"][who] / jnp.maximum(kept["weight"][who], 1), jnp.nan)
+        best_so_far = jnp.where(kept["admitted"], kept["nll"], jnp.inf).min()
+        better = (nll <= limit) & (nll < best_so_far)
+        return kept | {
+            "nll": kept["nll"].at[who].set(nll),
+            "admitted": kept["admitted"].at[who].set(nll <= limit),
+            "best": jax.tree.map(lambda a, b: jnp.where(better, b, a), kept["best"], end),
+        }
+
+    return Rule(init, stepped, ended, lambda kept, start: kept["best"])
+
+
+def initial(rule: Rule, params: Params) -> Kept:
+    """The memory entry before the first round."""
+    zero = jnp.zeros((), jnp.float32)
+    counts = {"done": jnp.zeros((), jnp.int32), "begun": zero, "spent": zero}
+    return {**counts, "start": params, "kept": rule.init(params)}
+
+
+def in_branches(
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Tally]]],
+    optimizer: optax.GradientTransformationExtraArgs,
+    rule: Rule,
+    *,
+    turns: int,
+    count: int,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Tally]]]:
+    """The train step `step`, in rounds of `count` branches of `turns` train steps each.
+
+    A train step that `step` skips is one of its branch nevertheless: the data have gone by.
+    """
+
+    def at(state: TrainState, params: Params, done: Any) -> TrainState:
+        """Fresh moments, the learning rate of the share `done` of the budget."""
+        fresh = spent(optimizer.init(params), done)
+        return state._replace(params=params, opt_state=fresh)
+
+    def begin(state: TrainState) -> TrainState:
+        entry = state.memory[MEMORY]
+        first = entry["done"] == 0
+        new = {"begun": progress(state.opt_state), "spent": jnp.zeros((), jnp.float32), "start": state.params}
+        new |= {"kept": rule.init(state.params)}
+        entry = entry | jax.tree.map(lambda a, b: jnp.where(first, a, b), new, {name: entry[name] for name in new})
+        return _remember(at(state, entry["start"], entry["begun"]), entry)
+
+    def end(state: TrainState) -> TrainState:
+        entry = state.memory[MEMORY]
+        kept = rule.ended(entry["kept"], entry["done"] // turns - 1, entry["start"], state.params)
+        total = entry["spent"] + progress(state.opt_state) - entry["begun"]
+        over = entry["done"] == turns * count
+        params = jax.tree.map(lambda a, b: jnp.where(over, a, b), rule.merged(kept, entry["start"]), state.params)
+        done = jnp.where(over, entry["begun"] + total, progress(state.opt_state))
+        entry = entry | {"kept": kept, "spent": total, "done": jnp.where(over, 0, entry["done"])}
+        return _remember(at(state, params, done), entry)
+
+    def branch_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Tally]]:
+        done = state.memory[MEMORY]["done"]
+        state = jax.lax.cond(done % turns == 0, begin, lambda s: s, state)
+        state, tallies = step(state, batch)
+        entry = state.memory[MEMORY]
+        kept = rule.stepped(entry["kept"], done // turns, done % turns, tallies)
+        state = _remember(state, entry | {"kept": kept, "done": done + 1})
+        state = jax.lax.cond((done + 1) % turns == 0, end, lambda s: s, state)
+        return state, tallies | {"branch": Tally(done // turns * 1.0, jnp.ones((), jnp.float32))}
+
+    return branch_step
+
+
+def spent(opt_state: Any, done: Any) -> Any:
+    """The optimiser's state with its schedule where the share `done` of the budget is spent."""
+
+    def found(leaf: Any) -> bool:
+        return isinstance(leaf, ProgressState)
+
+    return jax.tree.map(lambda leaf: ProgressState(done) if found(leaf) else leaf, opt_state, is_leaf=found)
+
+
+def _remember(state: TrainState, entry: Kept) -> TrainState:
+    return state._replace(memory={**state.memory, MEMORY: entry})
