@@ -1,26 +1,32 @@
 """A recipe with everything it names opened and checked. Building a Job writes nothing, so bad input leaves no trace."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from mixdistill.data.corpus import Corpus, open_corpus, weight_vector
-from mixdistill.data.mixture import Mixture
+from mixdistill.data.mixture import Mixture, check_weights
 from mixdistill.data.pipeline import Pipeline
 from mixdistill.data.placement import share
-from mixdistill.errors import UserError
+from mixdistill.data.planner import in_turn
+from mixdistill.errors import UserError, unknown
 from mixdistill.generation.rollouts import SELF, Rollouts
 from mixdistill.mesh import Device, make_mesh
-from mixdistill.objective import Objective
+from mixdistill.objective import Objective, Tally
 from mixdistill.optimizers import make_optimizer
 from mixdistill.recipe import Recipe, Stage, fingerprint, show
+from mixdistill.recipe.parameters import Merge
 from mixdistill.students.student import Student
 from mixdistill.traces.shards import Shards
 from mixdistill.traces.tokenizer import Tokenizer
+from mixdistill.training import average, branches, spending
 from mixdistill.training.checkpoint import Identity
 from mixdistill.training.held_out import Exam
 from mixdistill.training.position import Position
@@ -55,14 +61,49 @@ class Job:
 
     def initial_state(self) -> TrainState:
         """Fresh parameters on the mesh, or those that the recipe starts from."""
-        recipe, memory = self.recipe, initial_memory(self.objectives)
+        recipe, memory = self.recipe, self._memory()
         params = None if recipe.start is None else starting_params(recipe, self.mesh)
         return init_state(self.student, self.optimizer, memory, recipe.seed, self.mesh, recipe.rules, params)
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state. Raises `UserError` if the mesh does not divide a parameter."""
+        return abstract_state(self.student, self.optimizer, self._memory(), self.mesh, self.recipe.rules)
+
+    def _memory(self) -> dict[str, Any]:
+        """First values of all memory, some of them functions of the parameters. Raises `UserError` for stages whose
+        branches keep different things."""
         memory = initial_memory(self.objectives)
-        return abstract_state(self.student, self.optimizer, memory, self.mesh, self.recipe.rules)
+        rules = [branch_rule(self, stage) for stage, one in enumerate(self.recipe.stages) if one.branches]
+        if len({type(one.branches) for one in self.recipe.stages if one.branches}) > 1:
+            raise UserError(f"recipe {self.recipe.name!r} has pilots and merges; a run has branches of one kind")
+        if rules:
+            memory[branches.MEMORY] = functools.partial(branches.initial, rules[0])
+        if self.recipe.average:
+            memory[average.MEMORY] = average.initial
+        return memory
+
+    def may_end(self, position: Position, spent: bool) -> bool:
+        """Whether the position's stage is over, given that its budget is: branches are trained in whole rounds, and
+        pilots in one."""
+        stage = self.recipe.stages[position.stage]
+        if stage.branches is None:
+            return spent
+        whole = position.stage_train_steps % self.round(position.stage) == 0 and position.stage_train_steps > 0
+        return whole and (spent or not isinstance(stage.branches, Merge))
+
+    def round(self, stage: int) -> int:
+        """Train steps of a round of branches."""
+        source = asked(self.recipe.stages[stage].source)
+        return (source.turns or 1) * len(in_turn(self.corpora[stage], source))
+
+    def turned_away(self, state: TrainState, stage: int) -> frozenset[str]:
+        """Teachers whose pilots, in an earlier stage, were not admitted."""
+        piloted = [k for k, one in enumerate(self.recipe.stages[:stage]) if one.branches is not None]
+        if not piloted or "admitted" not in (kept := state.memory[branches.MEMORY]["kept"]):
+            return frozenset()
+        source, corpus = self.recipe.stages[piloted[-1]].source, self.corpora[piloted[-1]]
+        admitted = np.asarray(jax.device_get(kept["admitted"]))
+        return frozenset(corpus.teachers[k] for k in in_turn(corpus, asked(source)) if not admitted[k])
 
     def train_step(self, stage: int) -> TrainStep:
         """The compiled train step of a stage."""
@@ -74,26 +115,69 @@ class Job:
             frozen=self.recipe.trained.frozen,
             mesh=self.mesh,
             rules=self.recipe.rules,
+            teacher_gradients=self.recipe.stages[stage].teacher_gradients,
         )
+        if self.recipe.stages[stage].branches:
+            turns = asked(self.recipe.stages[stage].source).turns or 1
+            count = self.round(stage) // turns
+            step = branches.in_branches(step, self.optimizer, branch_rule(self, stage), turns=turns, count=count)
+        if self.recipe.average:
+            step = average.averaging(step, self.recipe.average)
         return compile_train_step(step, self.mesh, self.recipe.rules, self.student)
 
-    def pipeline(self, position: Position, closed: Collection[str] = ()) -> Pipeline | RolloutPipeline:
-        """The pipeline of the position's stage, where the position says. A stage begins without `closed` teachers."""
+    def pipeline(
+        self, position: Position, closed: Collection[str] = (), away: Collection[str] = ()
+    ) -> Pipeline | RolloutPipeline:
+        """The pipeline of the position's stage, where the position says. A stage begins without `closed` teachers, and
+        those turned `away` never come into it."""
         source, corpus = source_of(self.recipe, position.stage), self.corpora[position.stage]
         part = share(self.mesh, self.recipe.rules, source.rows)
         if isinstance(source, Rollouts):
             itself = self.teachers.index(SELF)
             pipeline = RolloutPipeline(source, corpus, self.student, itself, self.mesh, self.recipe.rules, part)
         else:
-            pipeline = Pipeline(corpus, _without(source, corpus, closed), *part, READ_AHEAD)
+            source = _without(source, corpus, {*closed, *away})
+            pipeline = Pipeline(_emptied(corpus, away), source, *part, READ_AHEAD)
         if position.pipeline is not None:
             pipeline.set_state(position.pipeline)
         return pipeline
+
+    def spends(self, stage: int, pipeline: Pipeline | RolloutPipeline) -> dict[str, Tally]:
+        """What the batch read last costs; nothing is known of rollouts."""
+        if isinstance(pipeline, RolloutPipeline):
+            return {}
+        lengths = pipeline.corpus.footprint[list(pipeline.traces)].tolist()
+        setting = self.recipe.stages[stage].teacher_gradients
+        return spending.of_train_step(self.student, lengths, setting, len(self.teachers))
 
     def exam(self, stage: int) -> Exam:
         """The held-out problems of a stage. Raises `UserError` for shards that do not fit."""
         setting = self.recipe.stages[stage].held_out
         return Exam(setting, self.student, self.identity.tokenizer, self.mesh, self.recipe.rules)
+
+
+def branch_rule(job: Job, stage: int) -> branches.Rule:
+    """What becomes of the branches of a stage. Raises `UserError` for weights of teachers that have no branch."""
+    made, source, corpus = job.recipe.stages[stage].branches, asked(job.recipe.stages[stage].source), job.corpora[stage]
+    among = in_turn(corpus, source)
+    names = [corpus.teachers[k] for k in among]
+    if not isinstance(made, Merge):
+        assert made is not None
+        return branches.piloting(among, len(job.teachers), source.turns or 1, made.limit)
+    weights = made.weights or dict.fromkeys(names, 1.0)
+    if strange := sorted(set(weights) - set(names)):
+        raise unknown("teacher with a branch", strange[0], names)
+    check_weights(weights)
+    shares = np.array([weights.get(name, 0.0) for name in names])
+    return branches.merging(shares / shares.sum(), made.scale)
+
+
+def _emptied(corpus: Corpus, away: Collection[str]) -> Corpus:
+    """The corpus with no trace to draw of these teachers."""
+    gone = [name in away for name in corpus.teachers]
+    pools = tuple(pool[:0] if empty else pool for pool, empty in zip(corpus.pools, gone, strict=True))
+    counts = {name: {**c, "eligible": 0 if name in away else c["eligible"]} for name, c in corpus.counts.items()}
+    return corpus._replace(pools=pools, counts=counts)
 
 
 def _without(source: Mixture, corpus: Corpus, closed: Collection[str]) -> Mixture:
@@ -121,7 +205,8 @@ def build(recipe: Recipe, devices: Sequence[Device] | None = None, command: str 
     student = recipe.build_student()
     if recipe.start is not None:
         check_start(recipe)
-    _check_vocabulary(student, corpora[0])
+    for corpus in corpora:
+        _check_vocabulary(student, corpus)
     for stage in recipe.stages:
         _check_rows(stage.source.rows, recipe, mesh)
         if stage.held_out:
@@ -130,6 +215,9 @@ def build(recipe: Recipe, devices: Sequence[Device] | None = None, command: str 
     objectives = [recipe.objective_of(index).with_teachers(teachers) for index in range(len(recipe.stages))]
     for stage, objective in zip(recipe.stages, objectives, strict=True):
         _check_routers(stage, objective)
+        _check_fields(stage, objective)
+        if stage.teacher_gradients and (towards := stage.teacher_gradients.towards) not in (None, *teachers):
+            raise unknown("teacher that gradients are compared with", towards, teachers)
     tokenizer = corpora[0].shards[0].manifest["tokenizer"]
     identity = Identity(show(recipe), fingerprint(recipe), teachers, tokenizer, command)
     optimizer = make_optimizer(recipe.trained, student.axes, recipe.budget)
@@ -199,6 +287,11 @@ def _tokenizer_hash(tokenizer: str | None) -> str | None:
 def _check_vocabulary(student: Student, corpus: Corpus) -> None:
     shards = corpus.shards[0]
     size = shards.manifest["vocab_size"]
+    if corpus.tags is not None and corpus.tags.largest >= student.vocab_size:
+        raise UserError(
+            f"learned tags take tokens up to {corpus.tags.largest}, one a teacher after the tokenizer's own; set the "
+            f"student's vocab_size to at least {corpus.tags.largest + 1}, or give the tags a text"
+        )
     if student.vocab_size < size:
         raise UserError(
             f"the student has a vocabulary of {student.vocab_size}, the tokenizer of {shards.path} one of {size}; "
@@ -213,6 +306,17 @@ def _check_rows(rows: int, recipe: Recipe, mesh: Mesh) -> None:
             f"{rows} rows a train step do not divide over {parts} (devices that share the batch times "
             f"{recipe.num_microbatches} microbatches); change rows, mesh or num_microbatches"
         )
+
+
+def _check_fields(stage: Stage, objective: Objective) -> None:
+    """A field beside the standard ones must be read from somewhere; rollouts bring their own."""
+    if isinstance(stage.source, Mixture):
+        for name in objective.fields:
+            if name not in stage.source.fields:
+                raise UserError(
+                    f"the objective of stage {stage.name!r} reads field {name!r}, which its mixture does not have; "
+                    f"give it one: Mixture(fields={{{name!r}: Scores(...)}})"
+                )
 
 
 def _check_routers(stage: Stage, objective: Objective) -> None:
