@@ -98,14 +98,18 @@ def read_sequences(shards: Shards, numbers: Sequence[int], tag: int | None = Non
     return [Scored(np.concatenate([[tag], trace.tokens]).astype(np.int32), trace.num_prompt + 1) for trace in read]
 
 
-def content_nll(student: Student, params: Params, shards: Shards, numbers: np.ndarray) -> tuple[float, int]:
-    """(mean surprisal of the content tokens of these traces, nats; how many there are). NaN without any."""
-    runner = Runner(student, params, BATCH_TOKENS, jax.local_devices()[:1])
-    content = completions(shards, numbers).content
-    if not content.any():
+def content_nll(
+    student: Student, params: Params, shards: Shards, numbers: np.ndarray, *, skip: int = 0
+) -> tuple[float, int]:
+    """(mean surprisal of the content tokens of these traces after the first `skip` tokens of each, nats; how many there
+    are). NaN without any."""
+    flat = completions(shards, numbers)
+    chosen = flat.content & (flat.place >= skip)
+    if not chosen.any():
         return float("nan"), 0
+    runner = Runner(student, params, BATCH_TOKENS, jax.local_devices()[:1])
     _, fields = runner(full(), [shards[int(number)] for number in numbers])
-    return float(-fields["label_logprob"][content].mean(dtype=np.float64)), int(content.sum())
+    return float(-fields["label_logprob"][chosen].mean(dtype=np.float64)), int(chosen.sum())
 
 
 def _in_turn(pools: Sequence[Sequence[Scored]], width: int, random: np.random.Generator) -> Iterator[Scored]:

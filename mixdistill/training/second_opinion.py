@@ -11,7 +11,7 @@ import numpy as np
 
 from mixdistill.data.sequences import Scored
 from mixdistill.diagnostics.content import sample_traces
-from mixdistill.diagnostics.undecidable import SecondOpinion
+from mixdistill.diagnostics.undecidable import SKIP, SecondOpinion
 from mixdistill.students.student import Params, Student
 from mixdistill.traces.shards import Shards
 from mixdistill.training.pilots import Pilots, Plan, content_nll, read_sequences
@@ -38,7 +38,7 @@ def second_opinions(
         nll = []
         for given in (None, tag):
             trained = pilots.train([own, read_sequences(shards, chosen[name], given)])
-            value, num_tokens = content_nll(student, trained, shards, held)
+            value, num_tokens = content_nll(student, trained, shards, held, skip=SKIP)
             nll.append(value)
         yield name, SecondOpinion(*nll, num_tokens)
 
