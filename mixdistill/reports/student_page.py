@@ -7,7 +7,7 @@ from mixdistill.diagnostics.measures import MEASURES
 from mixdistill.diagnostics.undecidable import TAG_THRESHOLD, THRESHOLD
 from mixdistill.reports import figures
 from mixdistill.reports.numbers import number
-from mixdistill.reports.page import Cell, Column, Line, Section, Table, cell
+from mixdistill.reports.page import Cell, Column, Figure, Line, Section, Table, cell
 
 MISLEADING = "Known to mislead about mixtures: teachers that clash at few tokens agree at all others."
 
