@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--two", type=int, default=0, metavar="N", help="kills of runs of two processes")
+    parser.add_argument("--minutes", type=float, default=60.0, help="then no kill any more, only the end")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--flips", type=int, default=200, help="bits to flip in shards and checkpoints (with --faults)")
@@ -43,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(args.scratch or Path(temporary), random.Random(args.seed))
         if args.kills:
-            bench.torture(args.kills, processes=1)
+            bench.torture(args.kills, 1, args.minutes)
         if args.two:
-            bench.torture(args.two, processes=2)
+            bench.torture(args.two, 2, args.minutes)
         if args.faults:
             from scripts import torture_faults
 
@@ -82,13 +83,15 @@ class Bench:
                 one.wait_for_end()
         return Ended.of(workdir)
 
-    def torture(self, kills: int, processes: int) -> None:
+    def torture(self, kills: int, processes: int, minutes: float) -> None:
         """Kills runs so many times; adds a row for each phase, and one for SIGTERM."""
         wanted = self.reference(processes)
         killed, ends, slow, same = collections.Counter(), 0, 0.0, 0
         lost_steps = lost_records = 0
-        round_number = 0
+        round_number, deadline = 0, time.monotonic() + 60 * minutes
         while True:
+            if time.monotonic() > deadline:
+                kills = sum(killed.values())
             workdir = self.scratch / f"run-{processes}-{round_number}"
             if sum(killed.values()) < kills and processes == 1 and self.rng.random() < 0.3:
                 killed["prepare"] += self._kill_prepare()
@@ -96,6 +99,7 @@ class Bench:
             phase, seconds = self._once(workdir, processes, number)
             if phase is not None:
                 killed[phase] += 1
+                print(f"  {sum(killed.values())}: {phase}", flush=True)
                 slow = max(slow, seconds)
                 continue
             ended = Ended.of(workdir)
@@ -175,13 +179,7 @@ class Ended:
         last = saved_train_steps(workdir)[-1]
         about = json.loads((workdir / FOLDER / str(last) / "about" / "metadata").read_text())
         position = {name: value for name, value in about["position"].items() if name != "seconds"}
-        # Times are of this machine, as are the versions of weights that no server named.
-        timed = ("seconds", "per_second")
-        metrics = [
-            {name: {k: v for k, v in part.items() if not k.endswith(timed)} if isinstance(part, dict) else part
-             for name, part in line.items() if name not in ("seconds", "clock", "spent")}
-            for line in read_metrics(workdir / METRICS_FILE)
-        ]  # fmt: skip
+        metrics = [_without_clocks(line) for line in read_metrics(workdir / METRICS_FILE)]
         return Ended(about["checksums"], position, list(read_ledger(workdir / LEDGER)), metrics)
 
     def __eq__(self, other: object) -> bool:
@@ -203,6 +201,16 @@ class Ended:
         lines = [f"{name}: {next((p for p in both if p[0] != p[1]), 'one is longer')}" for name, both in pairs.items()]
         places = [k for k in self.position if self.position[k] != wanted.position.get(k)]
         return f"{', '.join(found)} {places} {'; '.join(lines)}"[:3000]
+
+
+def _without_clocks(line: dict) -> dict:
+    """What does not depend on how fast this machine is."""
+    timed = ("seconds", "per_second")
+    plain = {name: value for name, value in line.items() if name not in ("seconds", "clock", "spent")}
+    return {
+        name: {k: v for k, v in value.items() if not k.endswith(timed)} if isinstance(value, dict) else value
+        for name, value in plain.items()
+    }
 
 
 class Child:

@@ -120,9 +120,8 @@ def _shards(path: Path) -> str:
 
     shards = Shards.open(path, verify="none")
     damaged = manifests.damaged(path, shards.manifest)
-    broken = (
-        [index for index in range(len(shards)) if not shards.whole(index)] if not damaged or _records(damaged) else []
-    )
+    readable = all(manifests.RECORDS in line for line in damaged)
+    broken = [index for index in range(len(shards)) if not shards.whole(index)] if readable else []
     if damaged or broken:
         listed = ", ".join(map(str, broken[:10])) + (", ..." if len(broken) > 10 else "")
         traces = f"; {len(broken)} of {len(shards)} traces cannot be read: {listed}" if broken else ""

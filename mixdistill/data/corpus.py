@@ -45,6 +45,7 @@ def open_corpus(mixture: Mixture) -> Corpus:
             raise UserError(
                 f"shards {shards[0].path} have tokenizer {first}, {other.path} have {second}; prepare them alike"
             )
+    _check_once(shards)
     teachers = tuple(sorted({name for s in shards for name in s.teachers}))
     teacher = np.concatenate([_renumbered(s.index["teacher_id"], s.teachers, teachers) for s in shards])
     num_tokens, num_prompt = (np.concatenate([s.index[name] for s in shards]) for name in ("num_tokens", "num_prompt"))
@@ -83,6 +84,20 @@ def open_corpus(mixture: Mixture) -> Corpus:
         tags,
         Damage(mixture.damaged),
     )
+
+
+def _check_once(shards: tuple[Shards, ...]) -> None:
+    """Raises `UserError` for record files that stand in two folders, under whatever names."""
+    seen: dict[str, str] = {}
+    for one in shards:
+        for name in one.manifest["shards"]:
+            checksum, here = one.manifest["files"][name]["sha256"], str(one.path / name)
+            if checksum in seen:
+                raise UserError(
+                    f"{here} holds the same records as {seen[checksum]}; list each folder once, and raise a teacher's "
+                    "share with weights"
+                )
+            seen[checksum] = here
 
 
 def weight_vector(corpus: Corpus, mixture: Mixture) -> np.ndarray:

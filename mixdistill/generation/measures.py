@@ -15,8 +15,8 @@ def measures(drawn: Drawn, samples: int, verifier: str | None = None) -> Sums:
 
     "rollout/<judge>" for every judge, "reward" (their weighted sum), "spread" (standard deviation inside a group),
     "flat_groups" (share without spread), "unverified" (share that no judge could tell), "failed" (share that never came
-    from the server), "ended", "length" (tokens), "nll" (nats a token under the sampling policy: an estimate of its
-    entropy), and with a `verifier` "pass@1", "pass@2", "pass@4" ... up to `samples`.
+    from the server), "ended", "length" (tokens), "repeated" (see `repeated`), "nll" (nats a token under the sampling
+    policy: an estimate of its entropy), and with a `verifier` "pass@1", "pass@2", "pass@4" ... up to `samples`.
     """
     came = np.array([len(said.tokens) > 0 for said in drawn.completions])
     lengths = np.array([len(said.tokens) for said in drawn.completions])
@@ -29,12 +29,19 @@ def measures(drawn: Drawn, samples: int, verifier: str | None = None) -> Sums:
         "rollout/failed": _sum(~came),
         "rollout/ended": _sum([said.ended for said in drawn.completions if len(said.tokens)]),
         "rollout/length": _sum(lengths[came]),
+        "rollout/repeated": _sum([repeated(said.tokens) for said in drawn.completions if len(said.tokens)]),
         "rollout/nll": (-float(sum(said.logprobs.sum() for said in drawn.completions)), float(lengths.sum())),
     }
     if verifier is not None:
         right = drawn.rewards.parts[verifier].reshape(-1, samples)
         found |= {f"rollout/pass@{k}": _sum(pass_at(right, k)) for k in _powers_of_two(samples)}
     return found
+
+
+def repeated(tokens: np.ndarray) -> float:
+    """Share of the runs of 4 tokens that came before in the same completion: near 1 in a loop."""
+    runs = [tuple(run) for run in np.lib.stride_tricks.sliding_window_view(tokens, 4)] if len(tokens) >= 4 else []
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def pass_at(right: np.ndarray, k: int) -> np.ndarray:

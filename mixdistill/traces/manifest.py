@@ -9,6 +9,7 @@ from mixdistill.errors import UserError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+OWN = "sha256"  # of the manifest without this line
 RECORDS = ".array_record"  # the files that may be large
 
 FIELDS = ("tokenizer", "vocab_size", "num_traces", "num_tokens", "teachers", "folds", "verdicts", "shards", "files")
@@ -29,12 +30,13 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def write(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes manifest.json, readable by eye."""
+    """Writes manifest.json, readable by eye, with a checksum of itself."""
+    manifest = {**manifest, OWN: _digest(manifest)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of `folder`. Raises `UserError` when there is none or it is of another version."""
+    """The manifest of `folder`. Raises `UserError` when there is none, it is of another version or was changed."""
     if not folder.is_dir():
         raise UserError(
             f"no shards at {folder}: no such folder; `mixdistill prepare SOURCES... --out {folder}` makes it"
@@ -45,7 +47,7 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         schema = manifest.get("schema")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         raise UserError(f"{path} is not a manifest ({error}); prepare the shards again") from None
     if schema != SCHEMA_VERSION:
         raise UserError(
@@ -54,7 +56,33 @@ def read(folder: Path) -> dict[str, Any]:
     missing = [name for name in FIELDS if name not in manifest]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; prepare the shards again")
+    if manifest.pop(OWN, None) not in (None, _digest(manifest)):  # None: of a version that wrote none
+        raise UserError(f"{path} was changed (it has another checksum than its own); prepare the shards again")
+    _check(path, manifest)
     return manifest
+
+
+def _check(path: Path, manifest: dict[str, Any]) -> None:
+    """Types that everything else relies on, and names of files that stand in this folder. Raises `UserError`."""
+    kinds = {"tokenizer": str, "folds": list, "verdicts": list}
+    kinds |= dict.fromkeys(("num_traces", "vocab_size"), int) | dict.fromkeys(("teachers", "shards", "files"), dict)
+    wrong = [name for name, kind in kinds.items() if type(manifest[name]) is not kind]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} is of another kind than a manifest's; prepare the shards again")
+    for name, file in manifest["files"].items():
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise UserError(f"{path} names {name!r}, which is not a file of this folder; prepare the shards again")
+        if not (isinstance(file, dict) and type(file.get("bytes")) is int and isinstance(file.get("sha256"), str)):
+            raise UserError(f"{path} has no size and checksum of {name}; prepare the shards again")
+    counts = list(manifest["shards"].values())
+    if any(type(count) is not int for count in counts) or sum(counts) != manifest["num_traces"]:
+        raise UserError(f"{path} contradicts itself: its shards hold {counts} traces; prepare the shards again")
+    if strangers := sorted(set(manifest["shards"]) - set(manifest["files"])):
+        raise UserError(f"{path} has no checksum of {strangers[0]}; prepare the shards again")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(folder: Path, manifest: dict[str, Any], how: Verify) -> None:

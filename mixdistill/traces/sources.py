@@ -23,6 +23,7 @@ class File(NamedTuple):
     path: Path
     name: str  # from the source on, the same on every machine: it stands in the quarantine
     chosen: bool  # given by name, not found in a folder: if it cannot be read, that is an error
+    outside: bool = False  # a symbolic link that leads out of the source: not followed
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ def find_files(sources: Sequence[Path | str]) -> list[File]:
     for source in map(Path, sources):
         if not source.exists():
             raise UserError(f"no such source: {source}; give files or folders of traces")
-        found = [File(path, _name(source, path), path == source) for path in _walk(source)]
+        found = [
+            File(path, _name(source, path), path == source, path != source and _leads_out(path, source))
+            for path in _walk(source)
+        ]
         if not found:
             raise UserError(f"no trace files in {source}; known: {', '.join(SUFFIXES)}, also with .gz or .zst")
         files += found
@@ -64,8 +68,8 @@ def find_files(sources: Sequence[Path | str]) -> list[File]:
 
 def stamp(path: Path) -> list[int]:
     """Sizes and times of change of a file, or of all files in a folder."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [number for file in files for number in (file.stat().st_size, file.stat().st_mtime_ns)]
+    files = sorted(path.rglob("*")) if path.is_dir() and not path.is_symlink() else [path]
+    return [number for file in files for number in (file.lstat().st_size, file.lstat().st_mtime_ns)]
 
 
 def _walk(source: Path) -> Iterator[Path]:
@@ -77,10 +81,17 @@ def _walk(source: Path) -> Iterator[Path]:
     for path in sorted(source.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir():
+        if path.is_dir() and path.is_symlink():
+            yield path  # followed, it could lead anywhere, also in a circle
+        elif path.is_dir():
             yield from _walk(path)
         elif _may_hold_traces(path):
             yield path
+
+
+def _leads_out(path: Path, source: Path) -> bool:
+    """Whether a link is a folder, or a file that does not lie in the source."""
+    return path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(source.resolve()))
 
 
 def _may_hold_traces(path: Path) -> bool:
@@ -95,6 +106,9 @@ def _name(source: Path, path: Path) -> str:
 def read_file(file: File, read_as: ReadAs) -> Iterator[Row | Quarantined]:
     """The rows of one file in order. A file that no reader takes raises `UserError` if it was chosen by name; one that
     lay in a folder is one quarantined row."""
+    if file.outside:
+        yield Quarantined(file.name, 0, "a symbolic link that is not followed; give what it leads to as a source")
+        return
     try:
         rows = readers.read(file.path, **vars(read_as))
     except UserError as error:

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import args as ocp_args
 
 from mixdistill.errors import UserError
 from mixdistill.students.student import Params
+from mixdistill.training import average
 from mixdistill.training.processes import everywhere
 from mixdistill.training.soundness import soundness
 from mixdistill.training.state import TrainState
@@ -182,23 +184,29 @@ class Checkpoints:
     def verify(self, train_step: int) -> None:
         """Reads all of a checkpoint, as numpy arrays, whatever model it is of. Raises `Damaged`."""
         self._about(train_step)
-        with _damage("its description"):
-            tree = self._manager.item_metadata(train_step)["state"]
+        folder = (self._workdir / FOLDER / str(train_step) / "state").absolute()
+        with _damage("its arrays"), ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(folder).item_metadata
             wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        self._check(train_step, self._read(train_step, ocp_args.PyTreeRestore(restore_args=wanted)))
+            state = reader.restore(folder, args=ocp_args.PyTreeRestore(restore_args=wanted))
+        self._check(train_step, state)
 
-    def restore_params(self, train_step: int, like: Params) -> Params:
-        """The parameters alone, with the shapes and shardings of `like`. Raises `UserError` if they are damaged."""
-        wanted = {"params": like}
+    def restore_params(self, train_step: int, like: Params, *, averaged: bool = False) -> Params:
+        """The parameters alone, or their running mean, with the shapes and shardings of `like`. Raises `UserError` if
+        they are damaged."""
+        as_saved = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), like)
+        wanted: dict[str, Any] = {"memory": {average.MEMORY: as_saved}} if averaged else {"params": like}
         arguments = ocp_args.PyTreeRestore(
             item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
         try:
-            params = self._read(train_step, arguments)["params"]
-            self._check(train_step, {"params": params})
+            found = self._read(train_step, arguments)
+            self._check(train_step, found)
         except Damaged as damage:
             raise self._useless(train_step, damage) from None
-        return params
+        if not averaged:
+            return found["params"]
+        return jax.tree.map(lambda x, to: x.astype(to.dtype), found["memory"][average.MEMORY], like)
 
     def _useless(self, train_step: int, damage: Damaged) -> UserError:
         return UserError(

@@ -58,6 +58,7 @@ def test_a_run_leaves_a_workdir_that_says_what_it_is(workdir):
         "tokenizer",
         "checkpoints",
         "metrics.jsonl",
+        "ledger.jsonl",
         "tensorboard",
     }
     assert sorted(int(path.name) for path in (workdir / "checkpoints").iterdir()) == [10, 20]
@@ -146,7 +147,8 @@ def test_doctor(workdir, shards, tmp_path, capsys):
     assert main(["doctor", str(shards), str(workdir)]) == 0
     text = capsys.readouterr().out
     assert f"ok    {shards}: 150 traces of 4 teachers" in text
-    assert "checkpoints of train_steps 10, 20; training would resume after 20" in text
+    assert all(f"ok    {workdir} checkpoint {step}: every array has its checksum" in text for step in (10, 20))
+    assert f"ok    {workdir}: training would resume after train_step 20" in text
     assert main(["doctor", str(tmp_path)]) == 1
     assert "FAIL" in capsys.readouterr().out
     damaged = shutil.copytree(shards, tmp_path / "damaged")

@@ -18,7 +18,9 @@ from mixdistill.losses import cross_entropy
 from mixdistill.objective import Objective, Term
 from mixdistill.optimizers import OptimizerConfig
 from mixdistill.recipe import Guard, Recipe, Stage, load
+from mixdistill.signals.signal import use
 from mixdistill.training import checkpoint as checkpoints
+from mixdistill.training import loop
 from mixdistill.training.checkpoint import FOLDER, saved_train_steps
 from mixdistill.training.history import LEDGER, read_ledger
 from mixdistill.training.hooks import METRICS_FILE, read_metrics
@@ -65,9 +67,7 @@ def crash(at: int):
 @pytest.fixture(scope="module")
 def poisoned(chain_shards, compiled, tmp_path_factory):
     """A run whose teacher B turns into NaN at train step 12, and its workdir."""
-    import functools
-
-    loss = functools.partial(bad_teacher, what=float("nan"))
+    loss = use(bad_teacher, what=float("nan"))
     made, workdir = recipe(chain_shards, loss), tmp_path_factory.mktemp("poisoned")
     return made, train(made, workdir), workdir
 
@@ -133,14 +133,22 @@ def test_which(poisoned, capsys):
     assert main(["which", str(workdir / FOLDER), "--step", "1"]) == 2
 
 
-def test_rollback_goes_to_the_last_good_checkpoint_and_skips_the_window(chain_shards, compiled, tmp_path):
+def test_rollback_goes_to_the_last_good_checkpoint_and_skips_the_window(chain_shards, compiled, tmp_path, monkeypatch):
     """Everybody's gradient explodes in train steps 12 to 16: nobody to close, so the state goes back."""
-    made = recipe(chain_shards, exploding, optimizer=OptimizerConfig(learning_rate=1e-2, clip=1e9))
-    seen = {}
+    rules = Guard(warm_up=4, window=8, quarantine_after=0, rollback_after=4, max_skipped=40)
+    made = recipe(chain_shards, exploding, guard=rules, optimizer=OptimizerConfig(learning_rate=1e-2, clip=1e9))
+    good, restored, roll_back = {}, [], loop._roll_back
+
+    def watched(*args):
+        state = roll_back(*args)
+        restored.append(jax.device_get(state.params))
+        return state
+
+    monkeypatch.setattr(loop, "_roll_back", watched)
 
     def hook(event) -> None:
-        if event.kind == "train_step":
-            seen[event.train_step] = jax.device_get((event.state.params, event.state.train_step))
+        if event.kind == "train_step" and event.train_step == 12:
+            good.update(jax.device_get(event.state.params))
 
     whole = train(made, tmp_path / "whole", hook)
     (back,) = ledger(tmp_path / "whole", "rollback")
@@ -150,6 +158,7 @@ def test_rollback_goes_to_the_last_good_checkpoint_and_skips_the_window(chain_sh
     lines = [line["train_step"] for line in ledger(tmp_path / "whole")]
     assert lines == list(range(1, 31))  # the data went on: nothing is read twice
     assert whole.position.guard["skipped"] == at - 12
+    jax.tree.map(np.testing.assert_array_equal, restored[0], good)
     for where in (at, at + 3):
         with pytest.raises(Crash):
             train(made, tmp_path / "cut", crash(where))
@@ -266,8 +275,6 @@ def test_a_disk_that_is_full_ends_the_run_in_words(chain_shards, compiled, tmp_p
 
 
 def test_a_state_that_is_not_finite_is_not_saved_and_the_run_goes_back(chain_shards, compiled, tmp_path, monkeypatch):
-    from mixdistill.training import loop
-
     real, asked = loop.soundness, []
 
     def once(state):

@@ -19,7 +19,7 @@ from mixdistill.generation.judges import (
     world_answer,
     world_reasoning,
 )
-from mixdistill.generation.measures import measures, pass_at, staleness
+from mixdistill.generation.measures import measures, pass_at, repeated, staleness
 from mixdistill.generation.policy import Policy
 from mixdistill.generation.rewards import Rewards
 from mixdistill.generation.rollouts import Rollout, Rollouts
@@ -82,6 +82,8 @@ def test_measures_by_hand():
     assert found["rollout/failed"] == (1, 4)
     assert found["rollout/ended"] == (2, 3)
     assert found["rollout/length"] == (6, 3)
+    assert found["rollout/repeated"] == (0, 3)
+    assert [repeated(np.array(said)) for said in ([1] * 8, [1, 2, 3, 4, 5], [1])] == [0.8, 0.0, 0.0]
     assert found["rollout/nll"] == (3, 6)
     assert found["rollout/pass@1"] == (1, 2)
     assert found["rollout/pass@2"] == (0, 0)  # no group has two that are known

@@ -20,7 +20,11 @@ SPACE = re.compile(r"[ \t\r\n\ufeff]*")
 def read_json(path: Path) -> Iterator[Raw | BadRow]:
     """The rows of `path`; which of the three kinds it is shows in its first bytes."""
     with open_stream(path) as stream:
-        head = stream.peek(CHUNK_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+        try:
+            head = stream.peek(CHUNK_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+        except Damaged as damage:
+            yield BadRow(str(path), 1, f"{damage}{REST}")
+            return
         if head.startswith(b"["):
             yield from _array(stream, str(path))
         elif _is_one_object(head):
