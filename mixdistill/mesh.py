@@ -72,10 +72,7 @@ PRESETS: dict[str, tuple[dict[str, int], Rules]] = {
     "fsdp": ({"fsdp": -1}, FSDP),
     "fsdp_tp": ({"fsdp": -1, "tensor": 2}, TENSOR),
     "fsdp_tp_context": ({"fsdp": -1, "context": 2, "tensor": 2}, CONTEXT),
-    "multislice": (
-        {"data": 2, "fsdp": -1},
-        FSDP,
-    ),  # a copy of the model in each slice; gradients cross the slow network
+    "multislice": ({"data": 2, "fsdp": -1}, FSDP),  # the model in each slice: gradients alone cross between them
 }
 
 

@@ -19,6 +19,7 @@ from mixdistill.objective import Objective
 from mixdistill.optimizers import make_optimizer
 from mixdistill.plan.topology import Topology
 from mixdistill.recipe import Recipe
+from mixdistill.students.config import DecoderConfig
 from mixdistill.training.state import TrainState, abstract_state, initial_memory
 from mixdistill.training.step import compile_train_step, make_train_step
 
@@ -151,7 +152,7 @@ def vary(recipe: Recipe, **changes: Any) -> Recipe:
     """A copy with another mesh, rules, number of microbatches or remat policy."""
     remat = changes.pop("remat", None)
     if remat is not None:
-        if not dataclasses.is_dataclass(recipe.student):
+        if not isinstance(recipe.student, DecoderConfig):
             raise UserError("the student is made by a function; remat is a choice of a DecoderConfig")
         changes["student"] = dataclasses.replace(recipe.student, remat=remat)
     with contextlib.suppress(KeyError):

@@ -16,6 +16,9 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 
 
@@ -57,21 +60,31 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _times(bodies: dict[str, list[str]], entry: str) -> collections.Counter[str]:
-    """How often each computation runs. Branches count as if all were taken."""
+    """How often each computation runs. Branches count as if all were taken; a loop whose end is computed (over tiles
+    of live tokens) counts once."""
     times: collections.Counter[str] = collections.Counter()
 
     def visit(name: str, count: int) -> None:
         times[name] += count
         for line in bodies.get(name, ()):
-            trips = _TRIPS.search(line)
             called = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
                 called += re.findall(r"%?([\w.\-]+)", branches)
             for inner in called:
-                visit(inner, count * (int(trips[1]) if trips and " while(" in line else 1))
+                visit(inner, count * _trips(line, bodies))
 
     visit(entry, 1)
     return times
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """Of a loop: as the compiler noted it, or the constant that its condition compares with. 1 for anything else."""
+    if (condition := _CONDITION.search(line)) is None:
+        return 1
+    if noted := _TRIPS.search(line):
+        return int(noted[1])
+    limits = [int(found[1]) for inner in bodies.get(condition[1], ()) if (found := _CONSTANT.search(inner))]
+    return limits[0] if len(limits) == 1 else 1
 
 
 def _size(type_text: str, is_start: bool) -> int:
@@ -89,6 +102,9 @@ def _size(type_text: str, is_start: bool) -> int:
 def _group(line: str, num_devices: int) -> int:
     if found := _GROUPS.search(line):
         return int(found[2])
+    if found := _MESH.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
     if found := _LISTED.search(line):
         return len(found[1].split(",")) if found[1] else num_devices
     return num_devices

@@ -1,6 +1,5 @@
 """One stage on one topology: everything that is said of it, as plain data."""
 
-import dataclasses
 import json
 import math
 import os
@@ -19,9 +18,10 @@ from mixdistill.plan.roofline import Work, bound
 from mixdistill.plan.topology import Topology
 from mixdistill.recipe import Recipe
 from mixdistill.signals.vocabulary_choice import choose_backward, default_tiles
+from mixdistill.students.config import DecoderConfig
 from mixdistill.training.steer import READ_AHEAD
 
-VERSION = 1  # of what is kept: another one is not read
+VERSION = 2  # of what is kept: another one is not read
 
 
 def plan_stage(recipe: Recipe, stage: int, topology: Topology, *, fast: bool, memory: int | None) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def _work(
     student, mesh = recipe.student, lowered.mesh.shape
     passes = 3 if getattr(student, "remat", "none") == "full" else 2
     width = 2 if getattr(student, "dtype", "float32") == "bfloat16" else 4
-    weights = matrices(student) / 2 * width if dataclasses.is_dataclass(student) else 0.0
+    weights = matrices(student) / 2 * width if isinstance(student, DecoderConfig) else 0.0
     weights /= _parts(mesh, recipe.rules, "mlp")
     state = share((lowered.state.params, lowered.state.opt_state))
     slices = topology.slices

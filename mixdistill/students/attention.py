@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mixdistill.mesh import Rules
+from mixdistill.mesh import Rules, sharding
 from mixdistill.students import layers
 from mixdistill.students.config import DecoderConfig
 from mixdistill.students.rows import View
@@ -28,7 +28,7 @@ HALF = (jnp.bfloat16, jnp.float16)
 
 
 class How(NamedTuple):
-    """`mesh` and `rules` are needed by splash alone: XLA splits no kernel."""
+    """`mesh` and `rules`: where tokens lie. XLA splits no kernel, and left alone it may split activations by width."""
 
     backend: Literal["xla", "cudnn", "splash"] = "xla"
     mesh: Mesh | None = None
@@ -55,8 +55,16 @@ def choose(mesh: Mesh, rules: Rules) -> How:
     if device.platform == "tpu":
         return How("splash", mesh, rules)
     if device.platform in ("gpu", "cuda") and jax.default_backend() == "gpu" and keeps_segments_apart(cudnn):
-        return How("cudnn")
-    return How()
+        return How("cudnn", mesh, rules)
+    return How("xla", mesh, rules)
+
+
+def stay(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Hidden states, kept on the devices that have their tokens."""
+    how = _how.get() or How()
+    if how.mesh is None or how.rules is None or how.mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding(how.mesh, how.rules, ("batch", "sequence", None)))
 
 
 def attention(
@@ -145,8 +153,8 @@ def _on_mesh(how: How, heads: int, length: int, window: int | None) -> Callable[
     mine = PartitionSpec(rows, split, tokens, None)
 
     def run(query, key, value, segment_id):
-        local = jax.shard_map(
-            lambda kernel, q, k, v, q_ids, kv_ids: _rows(kernel, q, k, v, q_ids, kv_ids),
+        local: Callable[..., Array] = jax.shard_map(
+            _rows,
             mesh=mesh,
             in_specs=(spec, mine, whole, whole, PartitionSpec(rows, tokens), PartitionSpec(rows)),
             out_specs=mine,

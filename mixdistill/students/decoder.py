@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mixdistill.students import layers
-from mixdistill.students.attention import attention
+from mixdistill.students.attention import attention, stay
 from mixdistill.students.config import GATED, DecoderConfig
 from mixdistill.students.rows import Rows, cached_rows, packed_rows, view
 from mixdistill.students.student import Axes, Cache, Key, Params, Student, TokenBatch
@@ -176,11 +176,13 @@ class Decoder(nnx.Module):
         def block(carry, layer_and_params):
             layer, params = layer_and_params
             x, cache = carry
-            return nnx.merge(definition, params)(x, rows, cache, layer), None
+            x, cache = nnx.merge(definition, params)(x, rows, cache, layer)
+            return (stay(x), cache), None
 
         x = self.embed[...][tokens].astype(self.config.dtype)
         if self.config.embed_scaled:
             x = x * jnp.asarray(self.config.embed**0.5, x.dtype)
+        x = stay(x)
         order = jnp.arange(self.config.layers)
         # A cache is updated in place only while the scan stays a loop.
         unroll = min(self.config.unroll, self.config.layers) if cache is None else 1

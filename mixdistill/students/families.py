@@ -59,18 +59,23 @@ def qwen3_1_7b() -> DecoderConfig:
     return _qwen3(embed=2048, mlp=6144)
 
 
-def _qwen3(*, embed: int, mlp: int) -> DecoderConfig:
+def qwen3_8b() -> DecoderConfig:
+    """Qwen3-8B (arXiv:2505.09388): 8.19 billion parameters, untied."""
+    return _qwen3(embed=4096, mlp=12_288, layers=36, heads=32, tied=False)
+
+
+def _qwen3(*, embed: int, mlp: int, layers: int = 28, heads: int = 16, tied: bool = True) -> DecoderConfig:
     return DecoderConfig(
         vocab_size=151_936,
         embed=embed,
-        layers=28,
-        heads=16,
+        layers=layers,
+        heads=heads,
         kv_heads=8,
         head_dim=128,
         mlp=mlp,
         rope_base=1_000_000.0,
         qk_norm=True,
-        tied=True,
+        tied=tied,
         dtype="bfloat16",
         remat="dots",
     )

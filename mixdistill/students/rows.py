@@ -36,7 +36,10 @@ def view(config: DecoderConfig, rows: Rows, layer: Int[Array, ""]) -> View:
     full = jnp.isin(layer, jnp.asarray(config.window.full_layers))
     turn = rows.full.turn
     if turn is not None and rows.windowed.turn is not None and rows.windowed.turn is not turn:
-        turn = tuple(jnp.where(full, a, b) for a, b in zip(turn, rows.windowed.turn, strict=True))
+        turn = (
+            jnp.where(full, turn[0], rows.windowed.turn[0]),
+            jnp.where(full, turn[1], rows.windowed.turn[1]),
+        )
     return View(jnp.where(full, rows.full.mask, rows.windowed.mask), turn)
 
 

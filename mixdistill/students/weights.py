@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401 - lets numpy know bfloat16
@@ -131,7 +132,7 @@ def _where(
     return sharding(mesh, rules, axes)
 
 
-def _reader(files: Mapping[str, Path], entry: Entry, shape: tuple[int, ...], dtype) -> Callable[[Index], np.ndarray]:
+def _reader(files: Mapping[str, Path], entry: Entry, shape: tuple[int, ...], dtype) -> Callable[[Any], np.ndarray]:
     """Reads a slice of one of our parameters, and no more of the files than it needs."""
 
     def read(index: Index) -> np.ndarray:

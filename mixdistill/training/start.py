@@ -10,6 +10,7 @@ from mixdistill.errors import UserError
 from mixdistill.mesh import shardings
 from mixdistill.recipe import Recipe
 from mixdistill.students.adapters import ADAPTERS, BASE, adapted, fresh_adapters
+from mixdistill.students.config import DecoderConfig
 from mixdistill.students.student import Params
 from mixdistill.students.weights import check_folder, load_params, read_config
 
@@ -19,7 +20,7 @@ OF_THE_RUN = ("dtype", "param_dtype", "remat", "unroll", "embed_std", "attention
 
 def check_start(recipe: Recipe) -> None:
     """Raises `UserError` if the weights that the recipe starts from are not of its student."""
-    folder, config = Path(str(recipe.start)), recipe.student
+    folder, config = Path(str(recipe.start)), _decoder(recipe)
     published = read_config(folder)
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(published)
     differ = [name for name in ours if name not in OF_THE_RUN and ours[name] != theirs[name]]
@@ -29,9 +30,14 @@ def check_start(recipe: Recipe) -> None:
     check_folder(folder, published)
 
 
+def _decoder(recipe: Recipe) -> DecoderConfig:
+    assert isinstance(recipe.student, DecoderConfig)  # a Recipe with a start has no other
+    return recipe.student
+
+
 def starting_params(recipe: Recipe, mesh: Mesh) -> Params:
     """The weights, every device reading its own part, with fresh adapters if the recipe has any."""
-    config, lora = recipe.student, recipe.adapters
+    config, lora = _decoder(recipe), recipe.adapters
     if lora is not None:
         config = dataclasses.replace(config, param_dtype=lora.base_dtype)
     base = load_params(str(recipe.start), config, mesh=mesh, rules=recipe.rules)

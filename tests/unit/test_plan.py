@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -89,7 +90,17 @@ TEXT = """
   %s = (bf16[4]{0}, bf16[16]{0}) all-gather-start(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
 }
 
+%ends (q: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%inner (q: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %r = f32[8]{0:T(256)} reduce-scatter(%z), replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, dimensions={0}
+}
+
 ENTRY %main (p: f32[16]) -> f32[16] {
+  %v = (s32[], f32[8]) while(%u), condition=%ends, body=%inner, backend_config={"flag_configs":[]}
   %w = (s32[], f32[8,16]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"28"}}
   %r = f32[16]{0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
 }
@@ -100,7 +111,8 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs():
     found = collectives(TEXT, 8)
     assert found["all-gather"] == Traffic(56, 28 * (8 * 16 * 4 * 3 / 4 + 16 * 2 * 3 / 4), 2)
     assert found["all-reduce"] == Traffic(1, 2 * 7 / 8 * 64, 1)
-    assert set(found) == {"all-gather", "all-reduce"}
+    assert found["reduce-scatter"] == Traffic(6, 6 * 3 * 32, 1)  # as TPU programs say it: no noted count
+    assert set(found) == {"all-gather", "all-reduce", "reduce-scatter"}
 
 
 def test_collectives_of_a_compiled_scan():
@@ -185,7 +197,8 @@ def test_suggestions_are_ranked_by_speed_then_room():
     assert rank([slow, {"fits": False}, fast]) == [fast, slow]
 
 
-def test_who_compiles_for_a_tpu_waits_in_a_queue():
+def test_who_compiles_for_a_tpu_waits_in_a_queue(monkeypatch):
+    monkeypatch.setattr(worker, "LOCK", f"mixdistill-plan-test-{os.getpid()}.lock")
     entered = threading.Event()
 
     def second():
@@ -201,3 +214,4 @@ def test_who_compiles_for_a_tpu_waits_in_a_queue():
             pass
     assert entered.wait(60)
     thread.join()
+    (Path(tempfile.gettempdir()) / worker.LOCK).unlink()

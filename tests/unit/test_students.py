@@ -218,7 +218,13 @@ def test_same_config_same_student():
 
 def test_known_shapes():
     """Parameter counts as their makers publish them."""
-    published = {"qwen3_0_6b": 0.596e9, "qwen3_1_7b": 1.72e9, "llama3_2_1b": 1.24e9, "llama3_1_8b": 8.03e9}
+    published = {
+        "qwen3_0_6b": 0.596e9,
+        "qwen3_1_7b": 1.72e9,
+        "qwen3_8b": 8.19e9,
+        "llama3_2_1b": 1.24e9,
+        "llama3_1_8b": 8.03e9,
+    }
     for name, count in published.items():
         np.testing.assert_allclose(getattr(families, name)().num_params, count, rtol=0.005, err_msg=name)
     assert families.chain(37).num_params == 103_360  # 103k, as the prototypes of both worlds had
