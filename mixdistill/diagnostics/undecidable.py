@@ -153,8 +153,8 @@ def profile(scored: Completions, torn: Torn, parts: int = PARTS) -> list[Part]:
     found = []
     for n in range(parts):
         of = stretch == n
-        means = (torn.sure[of], torn.decodable[of & torn.sure], torn.undecidable[of])
-        found.append(Part(n / parts, (n + 1) / parts, *map(_mean, means), int(of.sum())))
+        means = [_mean(x) for x in (torn.sure[of], torn.decodable[of & torn.sure], torn.undecidable[of])]
+        found.append(Part(n / parts, (n + 1) / parts, means[0], means[1], means[2], int(of.sum())))
     return found
 
 

@@ -49,7 +49,9 @@ def disagreements(
     for k, name in enumerate(shards.teachers):
         (mine,) = np.nonzero(teacher == k)
         if name != anchor and len(mine):
-            label, top1 = (np.concatenate([own[i][field] for i in mine]) for field in ("label_logprob", "top1_logprob"))
+            label, top1 = (
+                np.concatenate([own[i][field] for i in mine.tolist()]) for field in ("label_logprob", "top1_logprob")
+            )
             flat = completions(shards, numbers[mine])
             torn = torn_tokens(taught[anchor], taught[name], flat, label, top1)
             asked[name] = _Asked(numbers[mine], flat, label, top1, torn)

@@ -90,7 +90,7 @@ class Pilots:
         return {**batch, "teacher_id": np.zeros_like(batch["segment_id"]), "content": batch["valid"]}
 
 
-def read_sequences(shards: Shards, numbers: Sequence[int], tag: int | None = None) -> list[Scored]:
+def read_sequences(shards: Shards, numbers: Sequence[int] | np.ndarray, tag: int | None = None) -> list[Scored]:
     """The traces as sequences whose completions are scored; with a `tag`, that token stands before each."""
     read = [shards.arrays(int(number)) for number in numbers]
     if tag is None:

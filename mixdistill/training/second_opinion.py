@@ -35,12 +35,17 @@ def second_opinions(
     pilots = Pilots(student, params, plan, longest)
     for name in candidates:
         tag = unused_token(student.vocab_size, [*own, *read_sequences(shards, chosen[name])])
-        nll = []
-        for given in (None, tag):
-            trained = pilots.train([own, read_sequences(shards, chosen[name], given)])
-            value, num_tokens = content_nll(student, trained, shards, held, skip=SKIP)
-            nll.append(value)
-        yield name, SecondOpinion(*nll, num_tokens)
+        (untagged, num_tokens), (tagged, _) = (
+            _anchor_nll(pilots, [own, read_sequences(shards, chosen[name], given)], shards, held)
+            for given in (None, tag)
+        )
+        yield name, SecondOpinion(untagged, tagged, num_tokens)
+
+
+def _anchor_nll(
+    pilots: Pilots, pools: Sequence[Sequence[Scored]], shards: Shards, held: np.ndarray
+) -> tuple[float, int]:
+    return content_nll(pilots.student, pilots.train(pools), shards, held, skip=SKIP)
 
 
 def unused_token(vocab_size: int, sequences: Sequence[Scored]) -> int:

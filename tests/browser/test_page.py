@@ -66,12 +66,37 @@ def page(tmp_path_factory):
         size = len(shards[number].tokens) - shards[number].num_prompt
         surprisal = random.exponential(2, size).astype(np.float32)
         fields[number] = {"label_logprob": -surprisal, "confidence": random.uniform(5, 15, size).astype(np.float32)}
-    found = plain(inspect(shards))
+    found = with_student(plain(inspect(shards)))
     views = trace_views(shards, range(8), fields)
     title, about = f"page {HOSTILE}", f"about {HOSTILE}"
     write(folder / "page.html", render(title, HOSTILE, inspection_sections(found), views, about))
     write_inspection(found, shards, folder / "plain.html")
     return folder / "page.html"
+
+
+def with_student(found: dict) -> dict:
+    """What a student would add, made up."""
+    estimate = {"value": 1.0, "low": 0.9, "high": 1.1, "count": 6}
+    passage = {"problem": "p", "before": HOSTILE, "writes": HOSTILE, "student": HOSTILE}
+    torn = {
+        **dict.fromkeys(("undecidable_late", "undecidable", "disagreement", "decodability"), 0.25),
+        "anchor": "ann",
+        "verdict": "conflict",
+        "conflict": True,
+        "profile": [{"start": 0.0, "stop": 0.5, "undecidable": 0.1}, {"start": 0.5, "stop": 1.0, "undecidable": None}],
+        "passages": [{**passage, "probability": 0.01, "student_probability": 0.9}],
+        "second_opinion": {"score": 0.5},
+    }
+    for name, row in found["teachers"].items():
+        row["measures"] = {"grape": estimate, "rank_surprisal_ratio": estimate}
+        row["undecidable"] = None if name == "ann" else torn
+    square = [[1.0, None, -0.5]] * 3
+    found["pairs"] |= {"gradient_cosine": square, "gradient_conflict_rate": square}
+    student = {"name": HOSTILE, "traces": 18, "anchor": "ann", "anchor_content_nll": 0.1, "anchor_is_learned": True}
+    gain = {"over": "ann", "mean": -0.1, "low": -0.2, "high": 0.0}
+    pilot = {"teachers": TEACHERS, "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6}, "own_nll": {TEACHERS[2]: 1.5}}
+    pilots = [{**pilot, "gain": gain, "learned": False, "tokens": 100, "seconds": 1.0}]
+    return {**found, "student": student, "pilots": pilots}
 
 
 def opened(browser, page, width: int = 1280, dark: bool = False):
@@ -137,6 +162,8 @@ def test_text_of_traces_is_never_markup(browser, page):
     assert all(link.startswith("#") for link in links)
     assert browser.title == f"page {HOSTILE}".replace("\u2028", " ") or browser.title.startswith("page <script>")
     assert any(HOSTILE in text for text in texts(browser, "#trace span"))
+    assert any("window.hacked" in text for text in texts(browser, "li code"))
+    assert " + ".join(TEACHERS) in texts(browser, "tbody th")
     assert HOSTILE in "".join(texts(browser, "#trace"))
     assert f"cid{HOSTILE}" in texts(browser, "tbody th")
     assert browser.execute_script("return document.querySelectorAll('main > section').length") >= 5
@@ -237,6 +264,9 @@ def test_two_hundred_runs_are_drawn(browser, tmp_path):
     write(tmp_path / "study.html", render("study", "200 runs", study_sections(runs)))
     assert (tmp_path / "study.html").stat().st_size < 10_000_000
     opened(browser, tmp_path / "study.html")
+    loaded = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+    wait(browser, f"{loaded} > 0")
+    print(f"200 runs: loaded after {browser.execute_script(loaded):.0f} ms")
     draw_all(browser)
     assert browser.execute_script("return document.querySelectorAll('.plot .scatterlayer .trace').length") == 200
     assert browser.execute_script("return document.querySelectorAll('tbody tr').length") == 200
