@@ -1,10 +1,8 @@
 """Student FLOPs by one formula, so that imitation and reinforcement can be compared at equal cost.
 
-forward(n) = 2 M n + 4 L A n (n + 1) / 2 for a sequence of n tokens: M numbers in matrices that a token is multiplied
-with (the unembedding is one, the embedding is looked up), L layers, A = heads x head_dim. Learning from it costs
-3 forward(n), backward being twice the forward. Drawing it with a cache costs forward(n) once: the cache saves nothing
-but repetition. Not counted: padding, norms, the optimiser (a few operations a parameter, whatever the source), and the
-unembedding that prefilling a prompt could do without, which makes rollouts look a little dearer than they are.
+Learning from a sequence is counted by `mixdistill.students.flops`. Drawing it with a cache costs one forward: the cache
+saves nothing but repetition. The unembedding that prefilling a prompt could do without is counted, too, which makes
+rollouts look a little dearer than they are.
 """
 
 from collections.abc import Sequence
@@ -14,21 +12,8 @@ from typing import Any
 import numpy as np
 
 from mixdistill.students.config import DecoderConfig
+from mixdistill.students.flops import forward, learning
 from mixdistill.traces.shards import Shards
-
-
-def forward(config: DecoderConfig, tokens: float) -> float:
-    """FLOPs of one pass over a sequence of so many tokens."""
-    vectors = config.embed * (2 * config.layers + 1)  # norms
-    embedding = 0 if config.tied else config.vocab_size * config.embed
-    matrices = config.num_params - vectors - embedding
-    attended = tokens * (tokens + 1) / 2
-    return 2 * matrices * tokens + 4 * config.layers * config.heads * config.head_dim * attended
-
-
-def learning(config: DecoderConfig, tokens: float) -> float:
-    """Forward and backward."""
-    return 3 * forward(config, tokens)
 
 
 def drawing(config: DecoderConfig, prompt: float, new: float) -> float:

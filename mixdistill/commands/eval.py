@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     trained.add_arguments(parser)
+    trained.add_tag(parser)
     parser.add_argument("--shards", type=Path, help="other shards than the run's")
     parser.add_argument("--fold", action="append", help="may be repeated (default: those not trained on)")
     parser.add_argument("--world", help="a built-in world in place of shards: chain, walk, reach, countdown")
@@ -74,7 +75,15 @@ def _answers(args: argparse.Namespace, found: "Trained", task: "Task") -> dict[s
     from mixdistill.evaluation.answers import answer
     from mixdistill.evaluation.summary import lines, summarise
 
-    made = answer(found.student, found.params, task, found.tokenizer, template=found.template, max_new=args.max_new)
+    made = answer(
+        found.student,
+        found.params,
+        task,
+        found.tokenizer,
+        template=found.template,
+        max_new=args.max_new,
+        before=trained.tag_of(args, found),
+    )
     summary = summarise(made)
     print("\n".join(lines(task.name, summary)))
     return {"task": task.name, **summary.to_json()}

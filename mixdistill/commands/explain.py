@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixdistill.recipe import Recipe
+    from mixdistill.recipe import Recipe, Stage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,11 @@ def explain(recipe: "Recipe") -> Iterator[str]:
         yield f"stage {stage.name}: {_budget(stage.budget)}"
         folders = ", ".join(source.folders)
         yield f"  data: {source.rows} rows x {source.length} = {places:,} tokens a train step, from {folders}"
+        yield f"  cost: {_cost(recipe, stage)}"
+        if stage.branches:
+            yield f"  branches: {stage.branches}, of {getattr(source, 'turns', None)} train steps each"
+        if stage.teacher_gradients:
+            yield f"  {stage.teacher_gradients}"
         yield f"  vocabulary pass here: {_backward(recipe, places)}"
         if stage.objective is None:
             yield "  objective: as in the stage before"
@@ -49,9 +54,27 @@ def _student(recipe: "Recipe") -> Iterator[str]:
     student = recipe.build_student()
     params = jax.eval_shape(student.init, jax.random.key(0))
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    copies = {"parameters": 1, "optimiser": 2, "gradient": 1}
+    copies |= {"average": 1} if recipe.average else {}
+    copies |= {"branches": 2} if any(stage.branches for stage in recipe.stages) else {}
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     yield f"student: {total:,} parameters, vocabulary {student.vocab_size:,}"
+    yield "memory: " + ", ".join(f"{name} {n * size / 2**20:,.1f} MiB" for name, n in copies.items())
     for name, part in params.items():
         yield f"  {name}: {sum(leaf.size for leaf in jax.tree.leaves(part)):,}"
+
+
+def _cost(recipe: "Recipe", stage: "Stage") -> str:
+    """FLOPs of a train step whose rows are one trace each (packed rows cost less), by part, and of the stage."""
+    from mixdistill.students.flops import forward_parts, learning_of
+
+    source, student = stage.source, recipe.build_student()
+    each = learning_of(student, source.length)
+    times = source.rows * stage.budget.size if stage.budget.unit == "train_steps" else stage.budget.size / source.length
+    parts = forward_parts(student.config, source.length) if student.config else {}
+    shares = "".join(f", {name} {part / sum(parts.values()):.0%}" for name, part in parts.items())
+    few = "" if stage.budget.unit == "train_steps" else ", prompts come on top"
+    return f"at most {source.rows * each:.3g} FLOPs a train step{shares}; {times * each:.3g} in the stage{few}"
 
 
 def _backward(recipe: "Recipe", places: int) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     trained.add_arguments(parser)
+    trained.add_tag(parser)
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="as in the traces; may be repeated (default: lines of stdin)"
     )
@@ -48,8 +49,9 @@ def run(args: argparse.Namespace) -> int:
     if args.vote is not None and (args.temperature == 0 or args.num > 1):
         raise UserError("--vote draws different completions of each prompt: give a --temperature above 0, and no --num")
     found = trained.open_student(args)
+    before = trained.tag_of(args, found)
     prompts = [
-        encode_prompt(found.tokenizer, prompt, found.template)
+        [*before, *encode_prompt(found.tokenizer, prompt, found.template)]
         for prompt in args.prompt or [line.rstrip("\n") for line in sys.stdin]
     ]
     eos_id = found.tokenizer.eos_id

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from mixdistill.training.goodput import sentence
     from mixdistill.training.hooks import METRICS_FILE, read_metrics
     from mixdistill.training.loop import run as train
+    from mixdistill.training.spending import in_all, spending
 
     if args.distributed:
         _roll_call(recipe)
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     hooks = [*_trackers(args, recipe), *_profile(args, workdir)]
     outcome = train(recipe, workdir, hooks=hooks, command=command, forgive=tuple(args.forgive))
     if jax.process_index() == 0:
-        done = f"{outcome.position.train_step} train steps, {outcome.position.tokens:,} tokens"
+        lines = read_metrics(workdir / METRICS_FILE)
+        done = f"{outcome.position.train_step} train steps, {in_all(lines)}"
         if _stopped_by_guard(outcome):
             print(
                 f"the guard stopped the run after {done}: {outcome.stopped_by}. What happened: mixdistill which "
@@ -67,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
             )
         else:
             print(f"finished: {done}, {outcome.position.seconds:.1f} s; saved in {workdir}")
-        print(sentence(read_metrics(workdir / METRICS_FILE)), file=sys.stderr)
+        if len(by_stage := spending(lines)) > 1:
+            print(*(f"  stage {name}: {spent}" for name, spent in by_stage.items()), sep="\n")
+        print(sentence(lines), file=sys.stderr)
     return 1 if _stopped_by_guard(outcome) else 0
 
 

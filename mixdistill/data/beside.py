@@ -76,6 +76,11 @@ class OpenTags(NamedTuple):
     drop: float
     seed: int
 
+    @property
+    def largest(self) -> int:
+        """Largest token id."""
+        return max(int(ids.max()) for ids in self.ids)
+
     def of(self, teacher: int, *place: int) -> np.ndarray:
         """The tag of a trace at a place of the plan; empty where it is dropped."""
         if self.drop and np.random.default_rng((self.seed, *place)).random() < self.drop:

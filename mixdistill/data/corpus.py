@@ -7,7 +7,7 @@ import numpy as np
 
 from mixdistill.data.beside import Column, OpenTags, open_column, open_fields, open_tags
 from mixdistill.data.damage import Damage
-from mixdistill.data.mixture import Mixture, Select
+from mixdistill.data.mixture import Mixture, Scores, Select, Within
 from mixdistill.errors import UserError, unknown
 from mixdistill.traces.shards import Shards
 
@@ -54,6 +54,8 @@ def open_corpus(mixture: Mixture) -> Corpus:
         added = np.array([len(ids) for ids in tags.ids])[teacher]
         num_tokens, num_prompt = num_tokens + added, num_prompt + added
     wanted = np.concatenate([_wanted(s, mixture) for s in shards]) & _chosen(mixture, teachers, teacher)
+    if mixture.within is not None:
+        wanted &= _within(mixture.within, shards, wanted)
     if mixture.select is not None:
         wanted &= _selected(mixture.select, shards, wanted)
     trained = np.minimum(num_tokens, mixture.length + 1) - np.maximum(num_prompt, 1)
@@ -145,11 +147,27 @@ def _wanted(shards: Shards, mixture: Mixture) -> np.ndarray:
     return keep
 
 
+def _scores(by: Scores, shards: tuple[Shards, ...], wanted: np.ndarray) -> np.ndarray:
+    """float32 [N]: a number a trace; NaN where it has none or is not wanted."""
+    columns = [open_column(s, by).of_trace for s in shards]
+    if any(column is None for column in columns):
+        raise UserError(f"traces are chosen by a number a trace, such as 'summary/surprisal', not {by.name!r}")
+    return np.where(wanted, np.concatenate([column for column in columns if column is not None]), np.nan)
+
+
+def _within(within: Within, shards: tuple[Shards, ...], wanted: np.ndarray) -> np.ndarray:
+    """bool [N]: the traces between the quantiles."""
+    score = _scores(within.by, shards, wanted)
+    order = np.argsort(score, kind="stable")[: int((~np.isnan(score)).sum())]
+    first, last = (round(share * len(order)) for share in (within.low, within.high))
+    chosen = np.zeros(len(score), bool)
+    chosen[order[first:last]] = True
+    return chosen
+
+
 def _selected(select: Select, shards: tuple[Shards, ...], wanted: np.ndarray) -> np.ndarray:
     """bool [N]: the one trace of each problem, of those that are wanted."""
-    columns = [open_column(s, select.by).of_trace for s in shards]
-    score = np.concatenate([column for column in columns if column is not None])
-    score = np.where(wanted, -score if select.keep == "highest" else score, np.nan)
+    score = _scores(select.by, shards, wanted) * (-1 if select.keep == "highest" else 1)
     names = [s.problems[number] for s in shards for number in s.index["problem"]]
     problem = np.unique(names, return_inverse=True)[1]
     order = np.lexsort((score, problem))  # stable, NaN last

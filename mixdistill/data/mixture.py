@@ -49,6 +49,22 @@ class Select:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Within:
+    """Traces whose score a trace lies between two quantiles of all that could be drawn, the upper one excluded.
+
+    A trace without a score is left out; equal scores are ordered as in the shards.
+    """
+
+    by: Scores
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(f"traces within the quantiles {self.low} and {self.high}; 0 <= low < high <= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tags:
     """Every trace is told its teacher by tokens in front of its prompt, which are not trained on.
 
@@ -89,6 +105,7 @@ class Mixture:
     damaged: Policy = "quarantine"  # "strict": checksums of all files at the start, and no record may be unreadable
     fields: Mapping[str, Scores] = field(default_factory=dict)  # further fields of a batch, for Objective(fields=...)
     select: Select | None = None  # None: all traces of a problem
+    within: Within | None = None  # None: whatever their scores
     tags: Tags | None = None
     turns: int | None = None  # one teacher at a time, each for so many train steps; those without weight are left out
     anchor: str | None = None  # a teacher that has half of everybody's turn, and none of its own

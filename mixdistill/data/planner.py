@@ -139,7 +139,9 @@ class Planner:
         is, and returns their footprints."""
         sizes = self.corpus.footprint[queue].tolist()
         missing = self.mixture.length - sum(sizes)
-        while missing > 0 or len(queue) < CHOICE[self.mixture.pack_by]:
+        # The anchor's traces that wait at the end of a turn come first in the next: few, so that it has its share.
+        choice = 4 if self.mixture.anchor is not None else CHOICE[self.mixture.pack_by]
+        while missing > 0 or len(queue) < choice:
             drawn = draft.next_teacher() if teacher is None else teacher
             trace_id = self._draw(drawn, int(draft.cursor[drawn]))
             draft.cursor[drawn] += 1

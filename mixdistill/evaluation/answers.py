@@ -41,9 +41,11 @@ def answer(
     template: ChatTemplate = PLAIN,
     max_new: int = 512,
     rows: int = 256,
+    before: Sequence[int] = (),
 ) -> list[Answer]:
-    """The most likely completion of every problem, of at most `max_new` tokens, decoded `rows` at a time."""
-    prompts = [encode_prompt(tokenizer, problem.prompt, template) for problem in task.problems]
+    """The most likely completion of every problem, of at most `max_new` tokens, decoded `rows` at a time. `before`
+    are tokens in front of every prompt, such as a teacher's tag."""
+    prompts = [[*before, *encode_prompt(tokenizer, problem.prompt, template)] for problem in task.problems]
     made = complete(student, params, prompts, max_new=max_new, eos_id=tokenizer.eos_id, rows=rows)
     texts = [tokenizer.decode(completion.tokens.tolist()) for completion in made]
     judged = task.judge(task.problems, texts)

@@ -11,6 +11,7 @@ from mixdistill.objective import Objective
 from mixdistill.optimizers import Budget, OptimizerConfig
 from mixdistill.recipe.guard import Guard
 from mixdistill.recipe.handover import Rule
+from mixdistill.recipe.parameters import Merge, PilotMix, TeacherGradients
 from mixdistill.students.adapters import FROZEN, Lora, with_adapters
 from mixdistill.students.config import DecoderConfig
 from mixdistill.students.decoder import make_student
@@ -36,6 +37,8 @@ class Stage:
     num_tokens: int | None = None  # targets seen, whether a gate keeps them or not
     until: tuple[Rule, ...] = ()
     held_out: HeldOut | None = None  # problems to be answered meanwhile
+    branches: Merge | PilotMix | None = None  # one for each teacher of the mixture, which says how long (turns)
+    teacher_gradients: TeacherGradients | None = None  # compared in every train step
 
     def __post_init__(self):
         if (self.num_train_steps is None) == (self.num_tokens is None):
@@ -44,6 +47,12 @@ class Stage:
             raise UserError(f"stage {self.name!r} has {self.budget.size} {self.budget.unit}; it needs at least 1")
         for rule in self.until:
             self._check_made(rule.tally)
+        if self.branches is not None and not (isinstance(self.source, Mixture) and self.source.turns):
+            raise UserError(f"stage {self.name!r} trains branches; its source needs turns: Mixture(turns=train_steps)")
+        if isinstance(self.branches, PilotMix) != bool(isinstance(self.source, Mixture) and self.source.anchor):
+            raise UserError(
+                f"stage {self.name!r}: pilots and an anchor go together: Mixture(turns=..., anchor=TEACHER)"
+            )
 
     def _check_made(self, tally: str) -> None:
         """A rule on a tally that nobody makes would wait for ever."""
@@ -80,6 +89,7 @@ class Recipe:
     start: str | None = None  # folder of published weights that training starts from; None: random
     adapters: Lora | None = None  # trained in place of the student, whose weights are then frozen
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    average: float | None = None  # decay of a running mean of the parameters, which is judged in place of them
     seed: int = 0  # of the parameters and of the order of the data
     guard: Guard = dataclasses.field(default_factory=Guard)
     tokenizer: str | None = None  # a tokenizer.json, or its hash: the shards must have been made with it
@@ -107,6 +117,12 @@ class Recipe:
         if len({stage.budget.unit for stage in self.stages}) > 1:
             raise UserError(
                 f"stages of recipe {self.name!r} mix num_train_steps and num_tokens; use one of them in all"
+            )
+        if self.average is not None and not 0 < self.average < 1:
+            raise UserError(f"recipe average is {self.average}; a decay lies between 0 and 1, such as 0.999")
+        if self.average is not None and any(stage.branches for stage in self.stages):
+            raise UserError(
+                f"recipe {self.name!r} averages parameters and has branches, whose parameters jump; drop one"
             )
         for field in ("num_microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, field) < 1:

@@ -56,7 +56,7 @@ def merging(weights: np.ndarray, scale: float) -> Rule:
 
 def piloting(candidates: tuple[int, ...], num_teachers: int, turns: int, limit: float) -> Rule:
     """Admits candidates (teacher numbers) by their own content NLL over the last quarter of their pilots. Keeps "nll"
-    `[num_teachers]` (NaN: no pilot, or no data in it), "admitted" bool `[num_teachers]` and the best one's "best"."""
+    `[num_teachers]` (-1: no pilot, or no data in it), "admitted" bool `[num_teachers]` and the best one's "best"."""
     order = jnp.asarray(candidates)
     late = turns - max(turns // 4, 1)
 
@@ -64,7 +64,7 @@ def piloting(candidates: tuple[int, ...], num_teachers: int, turns: int, limit: 
         return {
             "sum": jnp.zeros(num_teachers, jnp.float32),
             "weight": jnp.zeros(num_teachers, jnp.float32),
-            "nll": jnp.full(num_teachers, jnp.nan, jnp.float32),
+            "nll": jnp.full(num_teachers, -1.0, jnp.float32),
             "admitted": jnp.zeros(num_teachers, bool),
             "best": params,
         }
@@ -78,12 +78,13 @@ def piloting(candidates: tuple[int, ...], num_teachers: int, turns: int, limit: 
     def ended(kept: Kept, branch: Any, start: Params, end: Params) -> Kept:
         del start
         who = order[branch]
-        nll = jnp.where(kept["weight"][who] > 0, kept["sum"][who] / jnp.maximum(kept["weight"][who], 1), jnp.nan)
-        best_so_far = jnp.where(kept["admitted"], kept["nll"], jnp.inf).min()
-        better = (nll <= limit) & (nll < best_so_far)
+        has = kept["weight"][who] > 0
+        nll = jnp.where(has, kept["sum"][who] / jnp.where(has, kept["weight"][who], 1.0), -1.0)
+        passes = has & (nll <= limit)
+        better = passes & (nll < jnp.where(kept["admitted"], kept["nll"], jnp.inf).min())
         return kept | {
             "nll": kept["nll"].at[who].set(nll),
-            "admitted": kept["admitted"].at[who].set(nll <= limit),
+            "admitted": kept["admitted"].at[who].set(passes),
             "best": jax.tree.map(lambda a, b: jnp.where(better, b, a), kept["best"], end),
         }
 

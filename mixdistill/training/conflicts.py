@@ -6,6 +6,7 @@ In sketch mode the inner products are those of random projections (Rademacher, S
 sum_t h_t dL/dh_t: the gradient of an identity layer on top of the last hidden states h.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -98,7 +99,8 @@ def _exact(objective, student, params, batch, num_parts, context, over):
 
     gradients = jax.tree.map(of_teachers, gradients)
     flat = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(gradients)]
-    gram = sum(jnp.einsum("kn,ln->kl", x, x, precision=jax.lax.Precision.HIGHEST) for x in flat)
+    products = [jnp.einsum("kn,ln->kl", x, x, precision=jax.lax.Precision.HIGHEST) for x in flat]
+    gram = functools.reduce(jnp.add, products)
     return gram, lambda factors: (jax.tree.map(lambda g: jnp.tensordot(factors, g, 1), gradients), total)
 
 

@@ -23,6 +23,7 @@ from mixdistill.training import pending as pendings
 from mixdistill.training import workdir as workdirs
 from mixdistill.training.ahead import compiled
 from mixdistill.training.arrivals import arrive
+from mixdistill.training.average import judged
 from mixdistill.training.batches import Batches, draws, read, told, traces_of
 from mixdistill.training.checkpoint import Checkpoint, Checkpoints
 from mixdistill.training.guard import Watch
@@ -119,14 +120,15 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
     handover = Handover(stage.until, position.handover)
 
     def over(position: Position) -> bool:
-        return position.spends(stage.budget) or handover.due(position.stage_train_steps)
+        return job.may_end(position, position.spends(stage.budget) or handover.due(position.stage_train_steps))
 
     def settle(new=None) -> None:
         with run.report.spent.on("device"):
             arrived = late.swap(new)
         arrive(run, pipeline, handover, arrived, state)
 
-    with contextlib.closing(job.pipeline(position, run.guard.closed)) as pipeline:
+    away = job.turned_away(state, position.stage)
+    with contextlib.closing(job.pipeline(position, run.guard.closed, away)) as pipeline:
         if run.opened and position.pipeline is not None:
             reweigh(pipeline, position, run.guard.closed, run.opened)
         run.opened.clear()
@@ -134,7 +136,7 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
             tallies, (traces, planned) = pendings.read(position.pending)
             position = dataclasses.replace(position, pending=None)
             run.history.saw(position.train_step, traces, planned)
-            arrive(run, pipeline, handover, [(position, tallies | exam(state.params, position))], state)
+            arrive(run, pipeline, handover, [(position, tallies | exam(judged(state), position))], state)
             if position.train_step % job.recipe.checkpoint_every == 0:
                 _save(run, position.at(pipeline, handover.to_json()), state, regular=True)
         while not (over(position) or run.stop.asked(position.train_step) or run.guard.stopped):
@@ -152,10 +154,10 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
             position = position.after(pipeline.num_targets)
             run.history.saw(position.train_step, *traces_of(pipeline))
             run.report.event("train_step", position, state)
-            tallies |= told(pipeline)
+            tallies |= told(pipeline) | job.spends(position.stage, pipeline)
             try:
                 with run.report.spent.on("evaluation"), run.stop.at_once():
-                    tallies |= exam(state.params, position)
+                    tallies |= exam(judged(state), position)
             except Stopped:
                 settle()
                 position = dataclasses.replace(position, pending=pendings.write(tallies, traces_of(pipeline)))

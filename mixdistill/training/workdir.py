@@ -17,7 +17,7 @@ from jax.sharding import SingleDeviceSharding
 
 from mixdistill.errors import UserError
 from mixdistill.recipe import Recipe, fingerprint
-from mixdistill.recipe.read import read_adapters, read_student
+from mixdistill.recipe.read import read_adapters, read_student, read_value
 from mixdistill.students.adapters import merged, with_adapters
 from mixdistill.students.decoder import make_student
 from mixdistill.students.student import Params, Student
@@ -63,11 +63,14 @@ def write_about(workdir: Path, identity: Identity, shards: Shards) -> None:
     _write(workdir / RECIPE, identity.recipe)
 
 
-def open_trained(workdir: Path, *, train_step: int | None = None, recipe: Recipe | None = None) -> Trained:
+def open_trained(
+    workdir: Path, *, train_step: int | None = None, recipe: Recipe | None = None, averaged: bool | None = None
+) -> Trained:
     """The student of a run at `train_step` (default: its last checkpoint), on one device; adapters are merged into it.
 
     A decoder is built from the recipe's text, which is data. Any other student is code: give the `recipe` that was
-    trained. Raises `UserError` if there is no run, no such checkpoint, or if `recipe` is not that of the run.
+    trained. `averaged`: the running mean of the parameters (None: where the run keeps one). Raises `UserError` if there
+    is no run, no such checkpoint, or if `recipe` is not that of the run.
     """
     check_run(workdir)
     with Checkpoints(workdir, keep=None) as checkpoints:
@@ -75,7 +78,8 @@ def open_trained(workdir: Path, *, train_step: int | None = None, recipe: Recipe
         identity, position = checkpoints.read_identity(train_step)
         student, lora = student_of(identity, recipe), read_adapters(identity.recipe)
         whole = with_adapters(student, lora) if lora else student
-        params = checkpoints.restore_params(train_step, _abstract_params(whole))
+        averaged = read_value(identity.recipe, "average") is not None if averaged is None else averaged
+        params = checkpoints.restore_params(train_step, _abstract_params(whole), averaged=averaged)
     if lora:
         params = jax.jit(functools.partial(merged, student, lora))(params)
     folder = workdir / TOKENIZER

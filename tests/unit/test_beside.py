@@ -1,14 +1,24 @@
 """What a mixture adds to a batch from beside the shards: scores of a ledger, tags, one trace a problem, turns."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from mixdistill.commands.trained import tag_of
 from mixdistill.data.corpus import open_corpus
 from mixdistill.data.ledger import blocks, write_about, write_block
-from mixdistill.data.mixture import Mixture, Scores, Select, Tags
+from mixdistill.data.mixture import Mixture, Scores, Select, Tags, Within
 from mixdistill.data.pipeline import make_pipeline
 from mixdistill.data.planner import Planner
 from mixdistill.errors import UserError
+from mixdistill.gates import worst_token
+from mixdistill.losses import cross_entropy
+from mixdistill.objective import Objective, Term
+from mixdistill.recipe import Recipe, Stage
+from mixdistill.recipe.curriculum import anchor_first, in_order, pooled
+from mixdistill.routers import acceptance
+from mixdistill.students.families import tiny
 from mixdistill.traces.prepare import prepare_traces
 from mixdistill.traces.tokenizer import word_level
 from mixdistill.traces.trace import Step, Trace, Verdict
@@ -183,3 +193,83 @@ def test_teachers_take_turns(shards):
     assert taught == [{0}, {0}, {1}, {1}] * 2
     with pytest.raises(UserError, match="at least 1 train step"):
         mixture(shards, turns=0)
+
+
+NEVER_BARE = "stages.0.source.tags.text = None\nstages.0.source.tags.drop = 0.0\n"
+
+
+def recipe_text(tags):
+    return f"stages.0.source.tags = mixdistill.data.mixture:Tags\n{tags}" if tags else "stages.0.source.tags = None\n"
+
+
+@pytest.mark.parametrize(
+    ("tags", "asked", "want"),
+    [
+        ("stages.0.source.tags.text = 'by {teacher}'\nstages.0.source.tags.drop = 0.1\n", "y", ["by", "y"]),
+        ("stages.0.source.tags.text = None\nstages.0.source.tags.drop = 0.1\n", "y", TOKENIZER.vocab_size + 1),
+        ("stages.0.source.tags.text = None\nstages.0.source.tags.drop = 0.1\n", None, []),
+        (
+            "stages.0.source.tags.text = None\nstages.0.source.tags.drop = 0.0\n",
+            None,
+            "every trace .* --tag, one of x, y",
+        ),
+        (NEVER_BARE, "z", r"'z'.*x, y"),
+        ("", "y", "has no tags"),
+    ],
+)
+def test_the_tag_that_an_evaluation_puts_in_front(tags, asked, want):
+    identity = SimpleNamespace(recipe=recipe_text(tags), teachers=("x", "y"))
+    found = SimpleNamespace(identity=identity, tokenizer=TOKENIZER)
+    args = SimpleNamespace(tag=asked, workdir="runs/x")
+    if isinstance(want, str):
+        with pytest.raises(UserError, match=want):
+            tag_of(args, found)
+    else:
+        ids = [want] if isinstance(want, int) else TOKENIZER.encode(" ".join(want))
+        assert tag_of(args, found) == ids
+
+
+def test_traces_between_quantiles(shards):
+    def drawn(low, high, **changes):
+        within = Within(by=Scores(name="summary/surprisal"), low=low, high=high)
+        return sorted(np.concatenate(open_corpus(mixture(shards, within=within, **changes)).pools).tolist())
+
+    assert drawn(0, 0.5) == [1, 2, 3, 4, 5, 6]  # of eleven: trace 0 has no score
+    assert drawn(0.5, 1) == [7, 8, 9, 10, 11]
+    assert drawn(0, 0.5, teachers=("y",)) == [1, 3, 5]
+    with pytest.raises(UserError, match=r"quantiles 0.5 and 0.5"):
+        Within(by=Scores(), low=0.5, high=0.5)
+    with pytest.raises(UserError, match="a number a trace"):
+        open_corpus(mixture(shards, within=Within(by=Scores())))
+
+
+IMITATE = Objective({"imitate": Term(cross_entropy)})
+
+
+def test_a_curriculum_by_score_keeps_the_budget(shards):
+    stage = Stage("teach", 10, mixture(shards), IMITATE)
+    parts = in_order(stage, Scores(name="summary/surprisal"), parts=3)
+    assert [part.num_train_steps for part in parts] == [3, 4, 3]
+    pools = [np.concatenate(open_corpus(part.source).pools).tolist() for part in parts]
+    assert sorted(np.concatenate(pools).tolist()) == list(range(1, 12))
+    assert max(pools[0]) < min(pools[1]) <= max(pools[1]) < min(pools[2])
+    Recipe(name="r", student=tiny(16), stages=parts)
+    with pytest.raises(UserError, match="at least 1"):
+        in_order(stage, Scores(name="summary/surprisal"), parts=0)
+
+
+def test_the_anchor_first_and_the_pool_as_its_baseline(shards):
+    stage = Stage("teach", None, mixture(shards), IMITATE, num_tokens=1000)
+    stages = anchor_first(stage, "y", share=0.3, gates=(worst_token,), memory={"refill": acceptance()})
+    assert [one.num_tokens for one in stages] == [300, 700]
+    assert stages[0].source.weights == {"y": 1}
+    assert stages[0].objective.terms["imitate"].gates == ()
+    assert [gate.name for gate in stages[1].objective.terms["imitate"].bound_gates] == ["worst_token"]
+    assert set(stages[1].objective.memory) == {"refill"}
+    recipe = Recipe(name="r", student=tiny(16), stages=stages)
+    baseline = pooled(recipe)
+    assert baseline.budget == recipe.budget
+    (only,) = baseline.stages
+    assert (only.source.weights, only.source.teachers) == (None, None)
+    assert only.objective.terms["imitate"].gates == ()
+    assert dict(only.objective.memory) == {}

@@ -1,0 +1,49 @@
+"""FLOPs of the student by one formula, so that whatever is compared is compared at equal cost.
+
+A sequence of n tokens costs, forward, 2 M n + 4 L A n (n + 1) / 2: M numbers in matrices that a token is multiplied
+with (the unembedding is one, the embedding is looked up), L layers, A = heads x head_dim. Learning from it costs three
+times as much, backward being twice the forward. Not counted: padding, norms, the optimiser, and what is computed again
+in the backward pass to save memory. Of a student that is no decoder only the size is known: 2 a parameter and token.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+
+from mixdistill.students.config import DecoderConfig
+from mixdistill.students.student import Student
+
+
+def forward_parts(config: DecoderConfig, tokens: float) -> dict[str, float]:
+    """FLOPs of one pass over a sequence of so many tokens: "layers", "attention", "vocabulary"."""
+    vectors = config.embed * (2 * config.layers + 1)  # norms
+    tables = (1 if config.tied else 2) * config.vocab_size * config.embed
+    attended = tokens * (tokens + 1) / 2
+    return {
+        "layers": 2.0 * (config.num_params - vectors - tables) * tokens,
+        "attention": 4.0 * config.layers * config.heads * config.head_dim * attended,
+        "vocabulary": 2.0 * config.vocab_size * config.embed * tokens,
+    }
+
+
+def forward(config: DecoderConfig, tokens: float) -> float:
+    """The sum of `forward_parts`."""
+    return sum(forward_parts(config, tokens).values())
+
+
+def learning(config: DecoderConfig, tokens: float) -> float:
+    """Forward and backward."""
+    return 3 * forward(config, tokens)
+
+
+def learning_of(student: Student, tokens: float) -> float:
+    """`learning` for any student."""
+    if student.config is not None:
+        return learning(student.config, tokens)
+    return 6.0 * _size(student.init) * tokens
+
+
+@functools.lru_cache
+def _size(init: Callable) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
