@@ -19,10 +19,12 @@ from mixdistill.errors import UserError
 from mixdistill.generation.sampler import complete
 from mixdistill.mesh import TENSOR, is_axes, make_mesh, sharding
 from mixdistill.students import families
+from mixdistill.students.adapters import ADAPTERS, BASE, Lora, with_adapters
 from mixdistill.students.config import Window
 from mixdistill.students.decoder import make_student
 from mixdistill.students.student import batch_of, logits
 from mixdistill.students.weights import load_hf, read_config, save_hf
+from mixdistill.students.write_adapter import save_peft
 
 pytestmark = pytest.mark.parity
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -157,6 +159,25 @@ def test_what_we_write_loads_in_transformers(name, tmp_path):
     np.testing.assert_allclose(logits(student, params, hidden)[0], found["logits"], atol=1e-4, rtol=0)
     made = complete(student, params, [[0, 1, 2, 3, 4]], max_new=len(found["greedy"]), eos_id=-1)
     assert made[0].tokens.tolist() == found["greedy"]
+
+
+def test_adapters_load_in_peft(tmp_path):
+    student, params = loaded("llama")
+    lora = Lora(rank=2, alpha=3.0, base_dtype="float32")
+    adapting = with_adapters(student, lora)
+    fresh = adapting.init(jax.random.key(0))[ADAPTERS]
+    noise = jax.random.key(1)
+    learned = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(noise, a.shape), fresh)
+    whole = {BASE: params, ADAPTERS: learned}
+    save_peft(student, lora, whole, tmp_path / "peft")
+    found = transformers_says(FIXTURES / "llama", "--adapter", tmp_path / "peft")
+    hidden = jax.jit(adapting.hidden)(whole, batch_of(jnp.arange(10, dtype=jnp.int32)[None]))
+    np.testing.assert_allclose(logits(adapting, whole, hidden)[0], found["logits"], atol=1e-4, rtol=0)
+    plain = jax.jit(student.hidden)(params, batch_of(jnp.arange(10, dtype=jnp.int32)[None]))
+    assert np.abs(logits(student, params, plain)[0] - np.asarray(found["logits"])).max() > 0.1
+    embedding = dataclasses.replace(lora, patterns=("embed",))
+    with pytest.raises(UserError, match="linear layers has no embed"):
+        save_peft(student, embedding, whole, tmp_path / "other")
 
 
 def transformers_says(folder, *more):
