@@ -120,7 +120,7 @@ def test_the_average_is_saved_and_judged(chain_shards, compiled, tmp_path):
         ({"turns": 2}, {"branches": Merge(weights={"f": 1.0})}, {}, r"branch 'f'.*F"),
         ({"turns": 2, "anchor": "f"}, {"branches": PilotMix()}, {}, r"anchor 'f'.*F"),
         ({"turns": 2, "anchor": "F", "teachers": ("F",)}, {"branches": PilotMix()}, {}, "all need a weight"),
-        ({"turns": 2}, {"branches": Merge()}, {"average": 0.9}, "average and branches"),
+        ({"turns": 2}, {"branches": Merge()}, {"average": 0.9}, "averages parameters and has branches"),
         ({}, {}, {"average": 1.5}, "average is 1.5"),
         ({}, {"teacher_gradients": TeacherGradients(towards="f")}, {}, r"'f'.*F"),
     ],
