@@ -42,6 +42,7 @@ PROBLEMS_SEED = 901  # test problems are the same for all students
 FIRST = "imitate-reinforce"  # sets the FLOPs of its seed
 REFINED = (FIRST, "imitate-srl-reinforce")
 BASELINES = ("imitate", "pooled", "reinforce")
+ARMS = (*REFINED, *BASELINES)
 MAX_PROMPT, MAX_NEW, MAX_STEP = 8, 20, 3  # tokens; no step of F is longer
 SRL_COST = 4  # tokens of RLVR that cost as much as one of SRL, whose prompts are long and completions short
 
@@ -210,23 +211,27 @@ def history(plan: Any, lines: Sequence[dict[str, Any]]) -> dict[str, list[float]
     return {name.removeprefix("rollout/"): [own[0][name], own[-1][name]] for name in names if name in own[0]}
 
 
-def study(seeds: Sequence[int], folder: Path, size: Size) -> list[Result]:
-    """All arms and seeds, one seed after the other."""
-    results = []
-    with Crew(size.workers, len(seeds) * (1 + len(REFINED) + len(BASELINES)), compiled=folder / "compiled") as crew:
+def study(seeds: Sequence[int], folder: Path, size: Size, arms: Sequence[str] = ARMS) -> list[Result]:
+    """FIRST and these arms, all seeds, one after the other."""
+    others, results = [arm for arm in (*BASELINES, *REFINED) if arm in arms and arm != FIRST], []
+    with Crew(size.workers, len(seeds) * (2 + len(others)), compiled=folder / "compiled") as crew:
         for seed in seeds:
             if not (folder / f"shards-{seed}").is_dir():
                 crew.do([Job(f"traces of seed {seed}", write, (folder, seed, size))])
             (first,) = crew.do([Job(f"{FIRST}, seed {seed}", train, (folder, FIRST, seed, size, None))])
-            budgets = {**dict.fromkeys(BASELINES, first.flops), **dict.fromkeys(REFINED[1:], None)}
-            jobs = [Job(f"{arm}, seed {seed}", train, (folder, arm, seed, size, b)) for arm, b in budgets.items()]
+            budgets = [first.flops if arm in BASELINES else None for arm in others]
+            jobs = [
+                Job(f"{arm}, seed {seed}", train, (folder, arm, seed, size, budget))
+                for arm, budget in zip(others, budgets, strict=True)
+            ]
             results += [first, *crew.do(jobs)]
     return results
 
 
 def summary(results: Sequence[Result], size: Size) -> dict[str, Any]:
     """What the results file holds."""
-    arms = {arm: [result for result in results if result.arm == arm] for arm in (*REFINED, *BASELINES)}
+    found = {arm: [result for result in results if result.arm == arm] for arm in ARMS}
+    arms = {arm: some for arm, some in found.items() if some}
     correct = {arm: np.stack([result.correct for result in some]) for arm, some in arms.items()}
     rows = {}
     for arm, some in arms.items():
@@ -238,7 +243,7 @@ def summary(results: Sequence[Result], size: Size) -> dict[str, Any]:
             "tokens": float(np.mean([result.tokens for result in some])),
             "rollouts": [result.rollouts for result in some],
         }
-    pairs = [(one, other) for one in REFINED for other in BASELINES]
+    pairs = [(one, other) for one in REFINED for other in BASELINES if one in arms and other in arms]
     differences = {f"{one} - {other}": difference(correct[one], correct[other])._asdict() for one, other in pairs}
     return {"size": dataclasses.asdict(size), "arms": rows, "differences": differences}
 
@@ -268,13 +273,14 @@ def main(arguments: Sequence[str] | None = None, sizes: Mapping[str, Size] = SIZ
     parser = argparse.ArgumentParser(prog="python -m experiments.refine", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("size", choices=sizes, help="how many traces there are")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help=f"{FIRST} always runs")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/refine"))
     parser.add_argument("--runs", type=Path, default=Path("runs/refine"), help="folder of shards and checkpoints")
     given = parser.parse_args(arguments)
     size, runs = sizes[given.size], given.runs / given.size
     runs.mkdir(parents=True, exist_ok=True)
     try:
-        results = study(given.seeds, runs, size)
+        results = study(given.seeds, runs, size, given.arms)
     except KeyboardInterrupt:
         print("interrupted; nothing was written beside the runs", file=sys.stderr)
         return 130

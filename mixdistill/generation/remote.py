@@ -168,6 +168,8 @@ def _post(server: Server, pool: Any, body: dict) -> bytes:
                 pause = float(wanted) if wanted.isascii() and wanted.isdigit() else 0.0
                 raise Unusable(f"HTTP {answer.status}", retried=answer.status in RETRIED, pause=pause)
             return _read(answer, until)
+    except urllib3.exceptions.NewConnectionError:  # a TimeoutError, too
+        raise Unusable("no connection") from None
     except urllib3.exceptions.TimeoutError:
         raise Unusable("no answer in time") from None
     except urllib3.exceptions.HTTPError as error:
