@@ -20,6 +20,7 @@ from mixdistill.optimizers import make_optimizer
 from mixdistill.plan.topology import Topology
 from mixdistill.recipe import Recipe
 from mixdistill.students.config import DecoderConfig
+from mixdistill.training import average
 from mixdistill.training.state import TrainState, abstract_state, initial_memory
 from mixdistill.training.step import compile_train_step, make_train_step
 
@@ -85,6 +86,8 @@ def devices_of(topology: Topology) -> list[Any]:
 
 def lower(recipe: Recipe, stage: int, topology: Topology) -> Lowered:
     """Raises `UserError` for a mesh that does not fit the topology, and all that building a run would raise."""
+    if any(one.branches for one in recipe.stages):
+        raise UserError(f"recipe {recipe.name!r} has branches, whose copies of the parameters no plan counts yet")
     mesh = make_mesh(recipe.mesh, devices_of(topology))
     student, rules = recipe.build_student(), recipe.rules
     objectives = [with_teachers(recipe, index) for index in range(len(recipe.stages))]
@@ -98,8 +101,12 @@ def lower(recipe: Recipe, stage: int, topology: Topology) -> Lowered:
         mesh=mesh,
         rules=rules,
         options={"platform": topology.chip.platform},
+        teacher_gradients=recipe.stages[stage].teacher_gradients,
     )
-    state = abstract_state(student, optimizer, initial_memory(objectives), mesh, rules)
+    memory = initial_memory(objectives)
+    if recipe.average:
+        memory[average.MEMORY], step = average.initial, average.averaging(step, recipe.average)
+    state = abstract_state(student, optimizer, memory, mesh, rules)
     batch = abstract_batch(recipe, stage, objectives[stage], mesh)
     program = compile_train_step(step, mesh, rules, student).lower(state, batch)
     return Lowered(program, state, batch, mesh)
