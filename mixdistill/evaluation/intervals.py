@@ -28,7 +28,8 @@ def wilson(successes: float, trials: int, *, level: float = 0.95) -> Interval:
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Interval(share, min(centre - half, share), max(centre + half, share))
+    # Rounding could leave [0, 1] where none or all succeed.
+    return Interval(share, max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0))
 
 
 def accuracy(correct: np.ndarray, *, level: float = 0.95) -> Interval:

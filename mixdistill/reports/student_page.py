@@ -6,7 +6,7 @@ from typing import Any
 from mixdistill.diagnostics.measures import MEASURES
 from mixdistill.diagnostics.undecidable import TAG_THRESHOLD, THRESHOLD
 from mixdistill.reports import figures
-from mixdistill.reports.numbers import number
+from mixdistill.reports.numbers import number, share
 from mixdistill.reports.page import Cell, Column, Figure, Line, Section, Table, cell
 
 MISLEADING = "Known to mislead about mixtures: teachers that clash at few tokens agree at all others."
@@ -89,7 +89,7 @@ def _pilots(pilots: Sequence[Mapping[str, Any]]) -> Section:
     rows = [
         [
             Cell(" + ".join(pilot["teachers"])),
-            *(cell((pilot["accuracy"] or {}).get(k)) for k in ("mean", "low", "high")),
+            *(_percent((pilot["accuracy"] or {}).get(k)) for k in ("mean", "low", "high")),
             *(cell((pilot["gain"] or {}).get(k)) for k in ("mean", "low", "high")),
             Cell(", ".join(f"{name} {number(nll)}" for name, nll in pilot["own_nll"].items())),
             cell(pilot["seconds"]),
@@ -111,6 +111,10 @@ def _pilots(pilots: Sequence[Mapping[str, Any]]) -> Section:
     return Section(
         "pilots", "pilots", about, [Table("pilots", columns, rows)] if rows else [], [plot] if accuracies else []
     )
+
+
+def _percent(value: float | None) -> Cell:
+    return cell(value, share(value))
 
 
 def _fit(found: Mapping[str, Any]) -> Section:
