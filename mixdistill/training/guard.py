@@ -100,10 +100,10 @@ class Watch:
         self._skipped, self._strikes, self._rolls_back_at = self._skipped + lost, [], None
         return {"event": "rollback", "train_step": train_step, "to": to}
 
-    def ask_rollback(self, train_step: int, why: str) -> Decision:
-        """Before the next train step."""
-        self._rolls_back_at = train_step
-        return {"event": "rollback asked", "train_step": train_step, "reason": why}
+    def ask_rollback(self, train_step: int, at: int, why: str) -> Decision:
+        """After train step `at`; decided after `train_step`."""
+        self._rolls_back_at = at
+        return {"event": "rollback asked", "train_step": train_step, "at": at, "reason": why}
 
     def checkpoint(self, train_step: int, finite: bool) -> None:
         """A checkpoint of a regular train step is being saved: it is the one to go back to if all is well."""
@@ -188,7 +188,7 @@ class Watch:
         at = {at for at, name in self._recent(step) if name not in self.closed}
         if not self._rules.rollback_after or len(at) < self._rules.rollback_after or self._rolls_back_at is not None:
             return []
-        return [self.ask_rollback(step + LEAD, f"{len(at)} train steps with strikes")]
+        return [self.ask_rollback(step, step + LEAD, f"{len(at)} train steps with strikes")]
 
     def _alarm(self, step: int, tallies: Tallies) -> list[Decision]:
         """Once when it starts, not for every train step that it lasts."""

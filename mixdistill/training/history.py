@@ -24,6 +24,8 @@ class History:
         self._seen: dict[int, tuple[list[int], int | None]] = {}
         if writing:
             cut(self._path, resumed)
+        # A decision that followed on the checkpoint's train step is made once more.
+        self._known = [line for line in read_ledger(self._path) if "event" in line and line["train_step"] == resumed]
 
     def saw(self, train_step: int, traces: Sequence[int], planned: int | None) -> None:
         """The batch of a train step that was dispatched: its traces, and the targets that its plan holds."""
@@ -48,6 +50,7 @@ class History:
 
     def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Decisions, each with its train step."""
+        decisions = [one for one in decisions if json.loads(json.dumps(one)) not in self._known]
         self._write(decisions)
         for decision in decisions:
             if self._writing and not self._quiet:

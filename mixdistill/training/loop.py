@@ -241,7 +241,8 @@ def _save_now(run: _Run, position: Position, state: TrainState, *, regular: bool
 
 def _not_finite(run: _Run, position: Position) -> bool:
     """Such a state is never saved; the run goes back to the last good one."""
-    run.history.decided([run.guard.ask_rollback(position.train_step, "the state is not finite")])
+    now = position.train_step
+    run.history.decided([run.guard.ask_rollback(now, now, "the state is not finite")])
     return False
 
 

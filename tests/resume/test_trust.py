@@ -33,7 +33,7 @@ B = 0  # teacher_id: teachers are B, F, H
 def bad_teacher(label_logprob, teacher_id, train_step, *, start: int = 12, stop: int = 1000, what: float = 30.0):
     """Cross entropy, but what teacher B says becomes absurd (or NaN) from a train step on."""
     bad = (teacher_id == B) & (train_step >= start) & (train_step < stop)
-    return jnp.where(bad, what * -label_logprob, -label_logprob)
+    return jnp.where(bad, what, 1.0) * -label_logprob
 
 
 def recipe(shards, loss=cross_entropy, steps=30, **changes) -> Recipe:
@@ -183,7 +183,7 @@ def test_a_run_that_loses_too_much_stops_with_a_report_and_goes_on_when_forgiven
 
 
 def all_nan(label_logprob, train_step):
-    return jnp.where((train_step >= 4) & (train_step < 9), jnp.nan, -label_logprob)
+    return jnp.where((train_step >= 4) & (train_step < 9), jnp.nan, 1.0) * -label_logprob
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_the_good_checkpoint_outlives_retention(chain_shards, compiled, tmp_path
 
 
 def forever_nan(label_logprob, train_step):
-    return jnp.where(train_step >= 12, jnp.nan, -label_logprob)
+    return jnp.where(train_step >= 12, jnp.nan, 1.0) * -label_logprob
 
 
 def test_damaged_records_are_left_out_counted_and_named(chain_shards, compiled, tmp_path, capsys):

@@ -105,7 +105,7 @@ def test_a_gzip_bomb_is_left_after_its_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "RATIO_FREE_BYTES", 2**20)
     (tmp_path / "in").mkdir()
     bomb = tmp_path / "in" / "bomb.jsonl.gz"
-    bomb.write_bytes(gzip.compress(json.dumps(ROW).encode() + b"\n" + b" " * 2**26))
+    bomb.write_bytes(gzip.compress(json.dumps(ROW).encode() + b"\n" + b" " * 2**28))
     (tmp_path / "in" / "good.jsonl").write_text(json.dumps(ROW) + "\n")
     tracemalloc.start()
     found = prepared(tmp_path / "in", tmp_path / "s")
@@ -115,7 +115,7 @@ def test_a_gzip_bomb_is_left_after_its_limit(tmp_path, monkeypatch):
     rows = quarantined(tmp_path / "s")
     assert {row["file"] for row in rows} == {"in/bomb.jsonl.gz"}
     assert "compressed more than 300-fold: not read on" in rows[-1]["reason"]
-    assert peak < 2**25
+    assert peak < 2**26  # the bomb holds as much; a row may take 16 MiB
 
 
 def test_a_huge_line_is_quarantined_in_bounded_memory(tmp_path, monkeypatch):

@@ -127,6 +127,7 @@ def test_rollback_after_strikes_of_nobody_goes_to_the_last_calm_checkpoint():
     run.state = watch.to_json()
     found = [run(norm=30.0) for _ in range(5)]
     assert events(found[-1]) == ["spike", "rollback asked"]
+    assert (found[-1][1]["train_step"], found[-1][1]["at"]) == (15, 16)
     watch = run.watch
     watch.checkpoint(15, finite=True)  # not calm: stays at 10
     assert watch.good == 10
