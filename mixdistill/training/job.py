@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from mixdistill.data.beside import TOP_K
 from mixdistill.data.corpus import Corpus, open_corpus, weight_vector
 from mixdistill.data.mixture import Mixture, check_weights
 from mixdistill.data.pipeline import Pipeline
@@ -311,6 +312,12 @@ def _check_rows(rows: int, recipe: Recipe, mesh: Mesh) -> None:
 def _check_fields(stage: Stage, objective: Objective) -> None:
     """A field beside the standard ones must be read from somewhere; rollouts bring their own."""
     if isinstance(stage.source, Mixture):
+        if TOP_K.keys() & set(objective.batch_names) and "teacher_topk" not in stage.source.fields:
+            raise UserError(
+                f"the objective of stage {stage.name!r} reads a teacher's top K, which its mixture does not have: "
+                'Mixture(fields={"teacher_topk": Scores(name="topk", context="topk-16")}), after `mixdistill score '
+                "--store-topk 16`"
+            )
         for name in objective.fields:
             if name not in stage.source.fields:
                 raise UserError(

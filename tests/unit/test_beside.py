@@ -1,7 +1,9 @@
 """What a mixture adds to a batch from beside the shards: scores of a ledger, tags, one trace a problem, turns."""
 
+import dataclasses
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,16 +14,21 @@ from mixdistill.data.mixture import Mixture, Scores, Select, Tags, Within
 from mixdistill.data.pipeline import make_pipeline
 from mixdistill.data.planner import Planner
 from mixdistill.errors import UserError
-from mixdistill.gates import worst_token
-from mixdistill.losses import cross_entropy
+from mixdistill.gates import has_teacher_topk, worst_token
+from mixdistill.losses import cross_entropy, forward_kl, skew_kl
 from mixdistill.objective import Objective, Term
 from mixdistill.recipe import Recipe, Stage
 from mixdistill.recipe.curriculum import anchor_first, in_order, pooled
 from mixdistill.routers import acceptance
+from mixdistill.signals.signal import use
 from mixdistill.students.families import tiny
+from mixdistill.students.student import Student
 from mixdistill.traces.prepare import prepare_traces
 from mixdistill.traces.tokenizer import word_level
 from mixdistill.traces.trace import Step, Trace, Verdict
+from mixdistill.training.hooks import read_metrics
+from mixdistill.training.job import build
+from mixdistill.training.loop import run
 
 TOKENIZER = word_level(["a", "b", "c", "d", "x", "y", "by"])
 STUDENT = "f" * 64
@@ -273,3 +280,35 @@ def test_the_anchor_first_and_the_pool_as_its_baseline(shards):
     assert (only.source.weights, only.source.teachers) == (None, None)
     assert only.objective.terms["imitate"].gates == ()
     assert dict(only.objective.memory) == {}
+
+
+def bigram() -> Student:
+    size = TOKENIZER.vocab_size
+
+    def init(key):
+        one, two = jax.random.split(key)
+        return {"embed": jax.random.normal(one, (size, 8)), "unembed": jax.random.normal(two, (8, size))}
+
+    axes = {"embed": ("vocab", "embed"), "unembed": ("embed", "vocab")}
+    return Student(init, lambda p, batch: p["embed"][batch["tokens"]], lambda p: p["unembed"], axes, size)
+
+
+def test_distillation_from_a_stored_top_k(shards, tmp_path):
+    gate = use(has_teacher_topk)
+    terms = {"kd": Term(forward_kl, gates=(gate,)), "skew": Term(skew_kl, gates=(gate,)), "nll": Term(cross_entropy)}
+    source = mixture(shards, fields={"teacher_topk": Scores(name="topk", context="topk-2")})
+    recipe = Recipe(name="kd", student=bigram, stages=(Stage("kd", 2, source, Objective(terms)),), log_every=1)
+    outcome = run(recipe, tmp_path / "w", devices=jax.devices()[:1], quiet=True)
+    assert outcome.position.train_step == 2
+    for line in read_metrics(tmp_path / "w" / "metrics.jsonl"):
+        assert line["metrics"]["optimizer/skipped"] == 0
+        assert line["metrics"]["gate/kd/has_teacher_topk"] == 1
+        assert np.isfinite(line["metrics"]["loss/kd"])
+        assert line["metrics"]["loss/kd"] != line["metrics"]["loss/nll"]
+    bare = dataclasses.replace(recipe, stages=(Stage("kd", 2, mixture(shards), Objective(terms)),))
+    with pytest.raises(UserError, match="--store-topk 16"):
+        build(bare, jax.devices()[:1])
+    learned = dataclasses.replace(source, fields={}, tags=Tags())
+    tagged = dataclasses.replace(recipe, stages=(Stage("t", 2, learned, IMITATE),))
+    with pytest.raises(UserError, match=f"vocab_size to at least {TOKENIZER.vocab_size + 2}"):
+        build(tagged, jax.devices()[:1])
