@@ -15,7 +15,6 @@ from mixdistill.launch.machines import known, machine
 
 HELP = {
     "processes": ("N", "processes a host"),
-    "slices": ("N", "TPU slices, joined over the data centre's network"),
     "restarts": ("N", "how often a failed or preempted job starts again"),
     "image": ("IMAGE", "container image with mixdistill and the recipe in it"),
     "partition": ("NAME", "SLURM partition"),
@@ -31,14 +30,14 @@ HELP = {
     "service_account": ("NAME", "account that the hosts act as"),
     "volume": ("CLAIM:PATH", "mount a persistent volume claim; may be given again"),
 }
-NUMBERS = ("processes", "slices", "restarts")
+NUMBERS = ("processes", "restarts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("recipe", metavar="RECIPE", help="module:function or file.py:function, as the hosts see it")
     parser.add_argument("--on", choices=list(ENGINES), required=True, help="the engine that you already run")
-    parser.add_argument("--machine", default="cpu-1", metavar="NAME", help=f"{known()} (default: %(default)s)")
+    parser.add_argument("--topology", default="cpu-1", metavar="NAME", help=f"{known()} (default: %(default)s)")
     parser.add_argument("--workdir", required=True, help="where the run lives: a path that all hosts see")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as for `train`")
     parser.add_argument("--name", help="of the job (default: the recipe's name)")
@@ -90,7 +89,7 @@ def _job(args: argparse.Namespace, given: dict) -> Job:
         name=name,
         recipe=args.recipe,
         workdir=args.workdir,
-        machine=machine(args.machine),
+        machine=machine(args.topology),
         changes=tuple(args.set),
         environment=tuple(args.env),
         **{**given, **volume},

@@ -27,7 +27,6 @@ class Job:
     workdir: str
     machine: Machine
     changes: tuple[str, ...] = ()  # PATH=VALUE, as `--set` takes them
-    slices: int = 1  # TPU slices joined over the data centre's network
     processes: int = 1  # a host
     environment: tuple[str, ...] = ()
     restarts: int = 10  # how often a failed or preempted job is started again
@@ -58,7 +57,7 @@ class Job:
     @property
     def hosts(self) -> int:
         """Of all slices."""
-        return self.machine.hosts * self.slices
+        return self.machine.hosts * self.machine.slices
 
     @property
     def command(self) -> str:

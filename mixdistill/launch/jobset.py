@@ -8,7 +8,7 @@ from mixdistill.launch.job import GRACE, Job
 
 USES = (
     *("image", "namespace", "queue", "priority", "reservation", "service_account", "volume", "spot"),
-    *("slices", "restarts"),
+    "restarts",
 )
 PORT = 8476  # of the coordinator
 
@@ -29,7 +29,7 @@ def jobset(job: Job) -> dict[str, Any]:
     if job.image is None:
         raise UserError("a JobSet needs --image, in which mixdistill and the recipe are installed")
     if job.machine.kind == "cpu":
-        raise UserError("a JobSet needs --machine with accelerators")
+        raise UserError("a JobSet needs --topology with accelerators")
     labels = {"kueue.x-k8s.io/queue-name": job.queue} if job.queue else {}
     # A node pool is one slice: no two slices share one.
     alone = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
@@ -39,13 +39,23 @@ def jobset(job: Job) -> dict[str, Any]:
         "labels": labels,
         "annotations": alone if job.machine.kind == "tpu" else {},
     }
-    inner = {"name": "slice", "replicas": job.slices, "template": {"spec": _job(job)}}
+    inner = {"name": "slice", "replicas": job.machine.slices, "template": {"spec": _job(job)}}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": _given(metadata),
-        "spec": {"failurePolicy": {"maxRestarts": job.restarts}, "replicatedJobs": [inner]},
+        "spec": {"failurePolicy": _restarts(job), "replicatedJobs": [inner]},
     }
+
+
+# Exit code of bad input: starting again would read it again.
+BAD_INPUT = 2
+
+
+def _restarts(job: Job) -> dict[str, Any]:
+    """All of the set starts again when a pod is lost, and none when one has read bad input."""
+    never = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    return {"maxRestarts": job.restarts, "rules": [never]}
 
 
 def _job(job: Job) -> dict[str, Any]:
@@ -56,6 +66,14 @@ def _job(job: Job) -> dict[str, Any]:
         "completions": hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {"containerName": "train", "operator": "In", "values": [BAD_INPUT]},
+                }
+            ]
+        },
         "template": {
             # The autoscaler must not empty a host in the middle of a run to save a node.
             "metadata": {"annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}},

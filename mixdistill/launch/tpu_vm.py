@@ -13,6 +13,8 @@ def write(job: Job) -> str:
     """The script."""
     if job.machine.kind != "tpu":
         raise UserError(f"{job.machine.name} is no TPU; use --on slurm, gke or skypilot")
+    if job.machine.slices > 1:
+        raise UserError("TPU VMs are one slice here; use --on gke or xpk for several")
     missing = [f"--{name}" for name in ("project", "zone") if getattr(job, name) is None]
     if missing:
         raise UserError(f"a TPU VM needs {' and '.join(missing)}")

@@ -5,7 +5,7 @@ import shlex
 from mixdistill.errors import UserError
 from mixdistill.launch.job import GRACE, Job
 
-USES = ("image", "cluster", "project", "zone", "priority", "slices", "restarts")
+USES = ("image", "cluster", "project", "zone", "priority", "restarts")
 
 
 def write(job: Job) -> str:
@@ -31,7 +31,7 @@ def words(job: Job) -> list[str]:
         "cluster": job.cluster,
         "workload": job.name,
         "tpu-type": job.machine.cloud,
-        "num-slices": job.slices,
+        "num-slices": job.machine.slices,
         "docker-image": job.image,
         "project": job.project,
         "zone": job.zone,

@@ -1,8 +1,10 @@
 """Files for engines: each is accepted by the engine's own rules, says the same command, and holds no secret."""
 
 import copy
+import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -45,7 +47,23 @@ JOBSET = {
                 "failurePolicy": {
                     "type": "object",
                     "additionalProperties": False,
-                    "properties": {"maxRestarts": {"type": "integer", "minimum": 0}},
+                    "properties": {
+                        "maxRestarts": {"type": "integer", "minimum": 0},
+                        "rules": {
+                            "type": "array",
+                            "items": {
+                                "type": "object",
+                                "additionalProperties": False,
+                                "required": ["action"],
+                                "properties": {
+                                    "action": {
+                                        "enum": ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]
+                                    },
+                                    "onJobFailureReasons": {"type": "array", "items": {"type": "string"}},
+                                },
+                            },
+                        },
+                    },
                 },
                 "replicatedJobs": {
                     "type": "array",
@@ -78,7 +96,8 @@ WORDS = ["mixdistill", "train", "my recipes.py:mixed", "--set", 'a="b c"', "--wo
 @pytest.mark.parametrize(
     ("name", "chips", "hosts", "topology"),
     [
-        ("v5e-8", 8, 1, "2x4"),
+        ("v5e-8", 8, 2, "2x4"),
+        ("2xv5e-16", 16, 4, "4x4"),
         ("v5e-16", 16, 4, "4x4"),
         ("v6e-256", 256, 64, "16x16"),
         ("v5p-8", 4, 1, "2x2x1"),
@@ -95,9 +114,11 @@ def test_machines(name, chips, hosts, topology):
     assert found.chips_a_host * hosts == chips
 
 
-@pytest.mark.parametrize("name", ["v5e-12", "v5p-7", "v5p-1", "h200-12", "h200-0", "v4-8", "cpu", "cpu-0", "h200"])
+@pytest.mark.parametrize(
+    "name", ["v5e-12", "v5p-7", "v5p-1", "h200-12", "h200-0", "v4-8", "cpu", "cpu-0", "h200", "0xv5e-16"]
+)
 def test_a_machine_that_does_not_exist_lists_those_that_do(name):
-    with pytest.raises(UserError, match=r"there is no machine .* v5p-N \(N = 8, 16"):
+    with pytest.raises(UserError, match=r"v5p-|slices are counted"):
         machine(name)
 
 
@@ -139,7 +160,7 @@ def _inner(found: dict) -> dict:
 
 
 def test_a_tpu_slice_has_its_labels_and_a_gpu_job_its_coordinator():
-    pod = jobset.jobset(job("v6e-256", image="i", slices=2))["spec"]["replicatedJobs"][0]
+    pod = jobset.jobset(job("2xv6e-256", image="i"))["spec"]["replicatedJobs"][0]
     assert pod["replicas"] == 2
     selector = pod["template"]["spec"]["template"]["spec"]["nodeSelector"]
     assert selector == {
@@ -149,6 +170,41 @@ def test_a_tpu_slice_has_its_labels_and_a_gpu_job_its_coordinator():
     env = _inner(jobset.jobset(job("h200-16", image="i")))["spec"]["template"]["spec"]["containers"][0]["env"]
     assert [item["name"] for item in env] == ["JAX_COORDINATOR_ADDRESS", "MIXDISTILL_PROCESSES", "MIXDISTILL_PROCESS"]
     assert env[0]["value"] == "mixed-slice-0-0.mixed:8476"
+
+
+def _what_matters(found: dict) -> dict:
+    """Of a JobSet: what decides where it runs and what happens when it fails; names and the command are one's own."""
+    replicated = found["spec"]["replicatedJobs"][0]
+    inner = replicated["template"]["spec"]
+    pod = inner["template"]["spec"]
+    return {
+        "apiVersion": found["apiVersion"],
+        "annotations": found["metadata"]["annotations"],
+        "maxRestarts": found["spec"]["failurePolicy"]["maxRestarts"],
+        "rules": found["spec"]["failurePolicy"]["rules"],
+        "replicas": replicated["replicas"],
+        **{name: inner[name] for name in ("parallelism", "completions", "backoffLimit")},
+        **{name: pod[name] for name in ("restartPolicy", "nodeSelector", "hostNetwork", "dnsPolicy")},
+        "terminationGracePeriodSeconds": pod["terminationGracePeriodSeconds"],
+        "limits": pod["containers"][0]["resources"]["limits"],
+    }
+
+
+def test_a_jobset_is_that_of_xpk_where_it_matters():
+    """The fixture has these fields of what xpk writes for the command of our own xpk engine."""
+    recorded = json.loads((Path(__file__).parents[1] / "golden" / "xpk_2xv5e-16.json").read_text())
+    assert _what_matters(jobset.jobset(job("2xv5e-16", image="img:1"))) == recorded
+
+
+@pytest.mark.skipif(shutil.which("xpk") is None, reason="xpk is not installed")
+def test_the_fixture_is_what_xpk_writes():
+    words = xpk.words(job("2xv5e-16", image="img:1", cluster="c", project="p", zone="us-central2-b"))
+    words += ["--dry-run", "--skip-validation"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    text = done.stdout[done.stdout.index("apiVersion: jobset") :]
+    found = yaml.safe_load(text[: text.index("\n[XPK]")])
+    recorded = json.loads((Path(__file__).parents[1] / "golden" / "xpk_2xv5e-16.json").read_text())
+    assert _what_matters(found) == recorded
 
 
 def test_a_batch_script_is_bash_and_asks_for_what_it_needs(tmp_path):
@@ -179,6 +235,19 @@ def test_xpk_skypilot_and_tpu_vm_say_the_same_command():
     remote = next(word for word in shlex.split(script) if word.startswith("--command="))
     assert shlex.split(remote.split("; exec ")[1]) == [*WORDS, "--distributed"]
     assert "secrets versions access latest --secret=name" in remote
+
+
+@pytest.mark.skipif(shutil.which("sky") is None, reason="SkyPilot is not installed")
+def test_skypilot_reads_its_task(tmp_path, monkeypatch):
+    python = Path(shutil.which("sky")).parent / "python"
+    read = "import sky, sys; task = sky.Task.from_yaml(sys.argv[1]); print(task.num_nodes, task.resources)"
+    for name, nodes, chips in (("h100-16", "2", "'H100': 8"), ("v5e-16", "1", "'tpu-v5e-16': 1")):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(skypilot.write(job(name, spot=True)), encoding="utf-8")
+        done = subprocess.run([python, "-c", read, path], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(nodes)
+        assert chips in done.stdout
 
 
 def _is_bash(text: str) -> None:
@@ -221,7 +290,7 @@ def test_names_are_checked(changes):
 
 def test_the_command_writes_a_file_and_refuses_what_the_engine_would_pass_over(tmp_path, capsys):
     recipe = f"{Path(__file__).parents[1] / 'resume' / 'toy_recipes.py'}:steered"
-    words = ["launch", recipe, "--workdir", "w", "--machine", "h200-16"]
+    words = ["launch", recipe, "--workdir", "w", "--topology", "h200-16"]
     assert main([*words, "--on", "slurm", "--out", str(tmp_path / "job")]) == 0
     assert "srun" in (tmp_path / "job").read_text()
     assert main([*words, "--on", "slurm", "--queue", "q"]) == 2
