@@ -14,6 +14,7 @@ from mixdistill.errors import UserError
 from mixdistill.evaluation.answers import UNFINISHED, answer, token_span
 from mixdistill.evaluation.calibration import calibration_bins, expected_calibration_error
 from mixdistill.evaluation.held_out import held_out, one_pass
+from mixdistill.evaluation.intervals import wilson
 from mixdistill.evaluation.summary import lines, summarise
 from mixdistill.evaluation.tasks import Judged, Task, shards_task, world_task
 from mixdistill.losses import cross_entropy
@@ -96,6 +97,11 @@ def test_summary(answers):
     assert "0.333 [" in text
     assert "wrong 1, unfinished 1" in text
     assert "valid" not in text
+
+
+@pytest.mark.parametrize("trials", range(1, 40))
+def test_an_interval_of_none_or_all_stays_inside(trials):
+    assert (wilson(0, trials).low, wilson(trials, trials).high) == (0.0, 1.0)
 
 
 def test_calibration_bins_by_hand():
