@@ -146,8 +146,8 @@ def _on_mesh(how: How, heads: int, length: int, window: int | None) -> Callable[
         return functools.partial(_rows, _kernel(heads, length, window, 1, 1, how.interpret))
     mesh, rules = how.mesh, how.rules
     rows, tokens, split = (rules.mesh_axes(name) or None for name in ("batch", "sequence", "heads"))
-    shards = [math.prod(mesh.shape[axis] for axis in axes or ()) for axes in (split, tokens)]
-    kernel = _kernel(heads, length, window, *shards, how.interpret)
+    of_heads, of_rows = (math.prod(mesh.shape[axis] for axis in axes or ()) for axes in (split, tokens))
+    kernel = _kernel(heads, length, window, of_heads, of_rows, how.interpret)
     spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(split, tokens)))
     whole = PartitionSpec(rows, split, None, None)
     mine = PartitionSpec(rows, split, tokens, None)
