@@ -63,7 +63,7 @@ class Watch:
     @property
     def pinned(self) -> tuple[int, ...]:
         """Train steps whose checkpoints stay, however old."""
-        return tuple(int(step) for step in (self.good, self.best and self.best[1]) if step)
+        return tuple(int(step) for step in (self.good, self.best[1] if self.best else None) if step)
 
     @property
     def skipped(self) -> int:

@@ -22,7 +22,7 @@ def write(tallies: Tallies, batch: Batch) -> dict[str, Any]:
 
 def read(pending: dict[str, Any]) -> tuple[dict[str, Tally], Batch]:
     """Inverts `write`."""
-    tallies = {name: Tally(_array(total), _array(weight)) for name, (total, weight) in pending["tallies"].items()}
+    tallies = {name: Tally(*map(_array, pair)) for name, pair in pending["tallies"].items()}
     return tallies, (pending["traces"], pending["planned"])
 
 
@@ -31,5 +31,5 @@ def _plain(array: Any) -> list[Any]:
     return [str(array.dtype), array.tolist()]
 
 
-def _array(plain: list[Any]) -> np.ndarray:
+def _array(plain: list[Any]) -> Any:
     return np.asarray(plain[1], plain[0])
