@@ -243,7 +243,7 @@ def test_redirects_are_not_followed(faulty):
 
 def test_no_server_at_all():
     server = Server("http://127.0.0.1:9/v1", "tiny", retries=1, backoff=0.01)
-    with pytest.raises(UserError, match="completed 0 of 1 prompts .1 x no connection"):
+    with pytest.raises(UserError, match=r"completed 0 of 1 prompts .1 x no connection"):
         complete_remotely(server, [[1]], max_new=2, eos_id=EOS, vocab_size=TOKENIZER.vocab_size)
 
 
