@@ -109,12 +109,12 @@ def test_inspect_trains_them_on_request(shards, anchor, tmp_path, capsys, monkey
     assert main([*command, "--pilot"]) == 2
     assert "give --student" in capsys.readouterr().err
     command += ["--student", str(tmp_path / "up"), "--anchor", "up", "--max-traces", "20"]
-    command += ["--pilot-tokens", "8000", "--pilot-learning-rate", "0.01"]
+    command += ["--pilot-tokens", "40000", "--pilot-learning-rate", "0.01"]
     page = tmp_path / "page.html"
     assert main([*command, "--second-opinion", "--pilot", "up", "down", "--json", "--html", str(page)]) == 0
     told = capsys.readouterr()
     found = json.loads(told.out)
-    for words in ("pilots: 2 times 16,000 tokens", "pilots: 3 times 8,000 tokens", "pilot 3 of 3: up + down"):
+    for words in ("pilots: 2 times 80,000 tokens", "pilots: 3 times 40,000 tokens", "pilot 3 of 3: up + down"):
         assert words in told.err
     torn = found["teachers"]["down"]["undecidable"]
     assert torn["disagreement"] > 0.3
