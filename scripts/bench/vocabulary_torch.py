@@ -2,8 +2,8 @@
 
     PYTHON scripts/bench/vocabulary_torch.py PROBLEM.npz cpu|gpu
 
-Prints the names of its rows as a JSON list; then runs the row that each line of standard input names, forwards and backwards
-once, and prints its seconds: user seconds of one thread on a CPU, wall seconds on a GPU.
+Prints the names of its rows as a JSON list; then runs the row that each line of standard input names, forwards and
+backwards once, and prints its seconds: user seconds of one thread on a CPU, wall seconds on a GPU.
 """
 
 import json
