@@ -12,13 +12,14 @@ import numpy as np
 from mixdistill.mesh import Rules
 from mixdistill.plan import aot
 from mixdistill.plan.collectives import Traffic, collectives
-from mixdistill.plan.flops import Flops, flops_per_token, matrices
+from mixdistill.plan.flops import Flops, flops_per_token
 from mixdistill.plan.memory import by_class, share
 from mixdistill.plan.roofline import Work, bound
 from mixdistill.plan.topology import Topology
 from mixdistill.recipe import Recipe
 from mixdistill.signals.vocabulary_choice import choose_backward, default_tiles
 from mixdistill.students.config import DecoderConfig
+from mixdistill.students.flops import matrices
 from mixdistill.training.steer import READ_AHEAD
 
 VERSION = 2  # of what is kept: another one is not read

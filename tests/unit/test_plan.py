@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.flops import learning
 from mixdistill.errors import UserError
 from mixdistill.plan import worker
 from mixdistill.plan.advice import advice, rank, variants
 from mixdistill.plan.aot import _needed
 from mixdistill.plan.collectives import Traffic, collectives
-from mixdistill.plan.flops import flops_per_token, matrices
+from mixdistill.plan.flops import flops_per_token
 from mixdistill.plan.memory import by_class
 from mixdistill.plan.roofline import Work, bound
 from mixdistill.plan.text import lines
 from mixdistill.plan.topology import CHIPS, find, known
 from mixdistill.students import families
 from mixdistill.students.decoder import make_student
+from mixdistill.students.flops import learning, matrices
 from mixdistill.students.student import batch_of, logits
 from mixdistill.training.state import TrainState
 
