@@ -56,9 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument("--spot", action="store_true", default=None, help="preemptible machines")
             continue
         metavar, text = HELP[name]
-        kind = {"type": int} if name in NUMBERS else {"action": "append"} if name == "volume" else {}
         engines = ", ".join(engine for engine, about in ENGINES.items() if name in about.uses)
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=f"{text} ({engines})", **kind)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar=metavar,
+            help=f"{text} ({engines})",
+            type=int if name in NUMBERS else str,
+            action="append" if name == "volume" else "store",
+        )
 
 
 def run(args: argparse.Namespace) -> int:
