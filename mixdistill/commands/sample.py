@@ -10,6 +10,7 @@ from mixdistill.errors import UserError
 
 if TYPE_CHECKING:
     from mixdistill.generation.sampler import Generated
+    from mixdistill.generation.voting import Voting
     from mixdistill.training.workdir import Trained
 
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     policy = Policy(args.temperature, args.top_k, args.top_p, args.min_p)
     if args.vote is not None and (args.temperature == 0 or args.num > 1):
         raise UserError("--vote draws different completions of each prompt: give a --temperature above 0, and no --num")
+    voting = None if args.vote is None else _voting(args)  # refused before anything is read
     found = trained.open_student(args)
     before = trained.tag_of(args, found)
     prompts = [
@@ -56,8 +58,17 @@ def run(args: argparse.Namespace) -> int:
     ]
     eos_id = found.tokenizer.eos_id
     settings = {"max_new": args.max_new, "eos_id": eos_id, "policy": policy, "seed": args.seed}
-    (_complete if args.vote is None else _vote)(args, found, prompts, settings)
+    if voting is None:
+        _complete(args, found, prompts, settings)
+    else:
+        _vote(voting, found, prompts, settings)
     return 0
+
+
+def _voting(args: argparse.Namespace) -> "Voting":
+    from mixdistill.generation.voting import Voting
+
+    return Voting(min(args.warmup, args.vote), args.vote, window=args.window, keep=args.keep)
 
 
 def _complete(
@@ -72,13 +83,10 @@ def _complete(
         print(_text(found, completion) + ("" if completion.ended else " ..."))
 
 
-def _vote(
-    args: argparse.Namespace, found: "Trained", prompts: Sequence[Sequence[int]], settings: dict[str, Any]
-) -> None:
-    from mixdistill.generation.voting import Voting, sampler_of, vote
+def _vote(voting: "Voting", found: "Trained", prompts: Sequence[Sequence[int]], settings: dict[str, Any]) -> None:
+    from mixdistill.generation.voting import sampler_of, vote
     from mixdistill.traces.grade_extract import extract
 
-    voting = Voting(min(args.warmup, args.vote), args.vote, window=args.window, keep=args.keep)
     for prompt in prompts:
         sample = sampler_of(found.student, found.params, prompt, **settings)
         said = vote(sample, lambda one: extract(_text(found, one)) or None, voting)

@@ -68,10 +68,9 @@ def run(args: argparse.Namespace) -> int:
                 f"stopped by {outcome.stopped_by} after {done}; saved in {workdir}; the same command goes on from there"
             )
         else:
-            print(f"finished: {done}, {outcome.position.seconds:.1f} s; saved in {workdir}")
+            print(f"finished: {done}, {outcome.position.seconds:.1f} s; saved in {workdir}; {sentence(lines)}")
         if len(by_stage := spending(lines)) > 1:
             print(*(f"  stage {name}: {spent}" for name, spent in by_stage.items()), sep="\n")
-        print(sentence(lines), file=sys.stderr)
     return 1 if _stopped_by_guard(outcome) else 0
 
 

@@ -83,7 +83,7 @@ def test_costs_and_weights(folder):
 )
 def test_unknown_names(folder, changes, message):
     with pytest.raises(UserError, match=message):
-        open_corpus(mixture(folder, "second" if "folds" in changes else "first", "second", **changes))
+        open_corpus(mixture(folder, *(["second"] if "folds" in changes else ["first", "second"]), **changes))
 
 
 def test_weights_for_nobody(folder):

@@ -34,8 +34,8 @@ def test_a_run_says_where_its_time_went_and_records_a_profile(tmp_path, capsys):
     words = [word for change in changes for word in ("--set", change)]
     workdir = tmp_path / "w"
     assert main(["train", "experiments.base:smoke", "--workdir", str(workdir), "--profile", "3:4", *words]) == 0
-    said = capsys.readouterr().err
-    assert "goodput" in said
+    out, said = capsys.readouterr()
+    assert "; goodput " in out.splitlines()[-1]
     assert f"profile of train steps 3 to 4: {workdir / 'profile'}" in said
     lines = read_metrics(workdir / METRICS_FILE)
     spent = parts(lines)

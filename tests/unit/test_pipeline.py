@@ -241,9 +241,12 @@ def test_damage_is_reported_where_the_batch_is_read(folder, tmp_path):
     shards = write_shards((encoded(rng, i) for i in range(8)), out, tokenizer=TOKENIZER)
     file = next(out.glob("*.array_record"))
     file.write_bytes(bytes(len(file.read_bytes())))
-    pipeline = make_pipeline(Mixture(shards=str(shards.path), rows=1, length=LENGTH))
-    with contextlib.closing(pipeline), pytest.raises(Exception, match=r"(?i)record"):
-        next(pipeline)
+    with pytest.raises(UserError, match=r"array_record"):
+        make_pipeline(Mixture(shards=str(shards.path), rows=1, length=LENGTH, damaged="strict"))
+    # "quarantine": no trace can be read, and each is named.
+    with contextlib.closing(make_pipeline(Mixture(shards=str(shards.path), rows=1, length=LENGTH))) as pipeline:
+        assert not next(pipeline)["valid"].any()
+        assert len(pipeline.corpus.damage.traces) >= 1
 
 
 def recorded(folder: Path, name: str) -> Shards:

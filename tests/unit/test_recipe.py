@@ -174,7 +174,7 @@ def test_set_turns_knobs_of_gates_and_leaves_the_rest():
         ("stages.1.objective.terms.imitate.gates.worst_token.treshold=1", "did you mean 'threshold'"),
         ("optimizer.learning_rate=fast", "cannot be 'fast': it is declared as float and is now 0.003"),
         ("student.layers=1.5", "student.layers cannot be '1.5'"),
-        ("student.mlp_kind=relo", r"cannot be 'relo'.*known: swiglu, gelu, relu"),
+        ("student.mlp_kind=relo", r"cannot be 'relo'.*known: swiglu, geglu, gelu, relu"),
         ("student.tied=yes", r"cannot be 'yes'.*known: true, false"),
         ("stages.0.source.rows=0", "mixture rows is 0; it is at least 1"),
         ("seed.x=1", "has no setting 'x' inside it"),
