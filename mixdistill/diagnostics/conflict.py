@@ -18,12 +18,14 @@ the start of a trace are left out: how to begin is a choice of style.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 WIDTH = 2  # content tokens; one sees nothing, three need about five times the traces
+THREADS = 4  # each holds the events of two teachers several times
 FLOOR = 0.02  # of the mass: pairs that share less are in too little conflict to matter
 # Contexts are sampled by their hash, the same ones for every teacher, down to this many (context, next token) events:
 # about a gigabyte at the peak.
@@ -111,12 +113,18 @@ def conflict_matrix(continuations: Continuations) -> ConflictMatrix:
     empty = continuations.num_traces < 2  # a half without traces
     score[empty, :] = score[:, empty] = np.nan
     np.fill_diagonal(score, 0.0)
-    for i in range(size):
-        for j in range(i):
-            if not (empty[i] or empty[j]):
-                pair = _compare(continuations, i, j)
-                shared[i, j] = shared[j, i] = pair.mass.sum()
-                score[i, j] = score[j, i] = (pair.mass * pair.excess).sum() / max(pair.mass.sum(), FLOOR)
+    pairs = [(i, j) for i in range(size) for j in range(i) if not (empty[i] or empty[j])]
+
+    def scored(pair: tuple[int, int]) -> tuple[float, float]:
+        found = _compare(continuations, *pair)
+        mass = found.mass.sum()
+        return mass, (found.mass * found.excess).sum() / max(mass, FLOOR)
+
+    # Threads: sorting and arithmetic on long arrays hold no lock.
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (i, j), (mass, excess) in zip(pairs, pool.map(scored, pairs), strict=True):
+            shared[i, j] = shared[j, i] = mass
+            score[i, j] = score[j, i] = excess
     return ConflictMatrix(continuations.teachers, score, shared)
 
 
@@ -223,9 +231,17 @@ def _compare(continuations: Continuations, i: int, j: int) -> _Pair:
     table = np.zeros((len(events), 4))  # first and second half of i, then of j
     table[np.searchsorted(events, continuations.events[i]), :2] = continuations.counts[i]
     table[np.searchsorted(events, continuations.events[j]), 2:] = continuations.counts[j]
-    context, start, number = np.unique(events // continuations.vocabulary, return_index=True, return_inverse=True)
+    context = events // continuations.vocabulary  # ascending, as events are
+    start = np.flatnonzero(np.concatenate([[True], context[1:] != context[:-1]]))
+    sizes = np.diff(start, append=len(events))
     seen = np.add.reduceat(table, start)
-    p = table / np.maximum(seen, 1)[number]
+    both = (seen > 0).all(axis=1)
+    if not both.any():
+        return _Pair(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+    # Most contexts are one teacher's own: only those of both are compared.
+    table, context, sizes, seen = table[np.repeat(both, sizes)], context[start[both]], sizes[both], seen[both]
+    start = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    p = table / np.repeat(seen, sizes, axis=0)
 
     def js(a: int, b: int) -> np.ndarray:
         return np.add.reduceat(_js_terms(p[:, a], p[:, b]), start)
@@ -233,8 +249,7 @@ def _compare(continuations: Continuations, i: int, j: int) -> _Pair:
     excess = (js(0, 2) + js(1, 3) + js(0, 3) + js(1, 2)) / 4 - (js(0, 1) + js(2, 3)) / 2
     totals = np.maximum(continuations.totals, 1)
     mass = np.minimum(seen[:, :2].sum(1) / totals[i], seen[:, 2:].sum(1) / totals[j])
-    both = (seen > 0).all(axis=1)
-    return _Pair(context[both], mass[both], excess[both])
+    return _Pair(context, mass, excess)
 
 
 def _js_terms(p: np.ndarray, q: np.ndarray) -> np.ndarray:
