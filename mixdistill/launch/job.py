@@ -7,6 +7,7 @@ import shlex
 from mixdistill.errors import UserError
 from mixdistill.launch.machines import Machine
 
+PORT = 8476  # of the coordinator, where nothing else chooses one
 GRACE = 120  # seconds between the first signal and the last: a checkpoint is written in less
 
 # What a JobSet and a SLURM cluster both accept as a name.

@@ -4,13 +4,12 @@ from typing import Any
 
 from mixdistill.errors import UserError
 from mixdistill.launch.as_yaml import as_yaml
-from mixdistill.launch.job import GRACE, Job
+from mixdistill.launch.job import GRACE, PORT, Job
 
 USES = (
     *("image", "namespace", "queue", "priority", "reservation", "service_account", "volume", "spot"),
     "restarts",
 )
-PORT = 8476  # of the coordinator
 
 
 def write(job: Job) -> str:

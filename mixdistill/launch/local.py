@@ -8,14 +8,14 @@ import subprocess
 import sys
 import time
 
-from mixdistill.launch.job import GRACE, Job
+from mixdistill.launch.job import GRACE, PORT, Job
 
 USES = ("processes",)
 
 
 def write(job: Job) -> str:
     """The command of every process, and what tells them apart."""
-    lines = [f"{name}={value}" for name, value in _environment(job, 0, 8476).items()]
+    lines = [f"{name}={value}" for name, value in _environment(job, 0, PORT).items()]
     return "\n".join([f"# process 0 of {job.processes}", *lines, job.command, ""])
 
 

@@ -3,10 +3,9 @@
 from typing import Any
 
 from mixdistill.launch.as_yaml import as_yaml
-from mixdistill.launch.job import Job
+from mixdistill.launch.job import PORT, Job
 
 USES = ("image", "spot", "restarts")
-PORT = 8476  # of the coordinator
 
 
 def write(job: Job) -> str:

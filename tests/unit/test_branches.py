@@ -11,26 +11,17 @@ from mixdistill.mesh import FSDP, make_mesh
 from mixdistill.objective import Objective, Term
 from mixdistill.optimizers import Budget, OptimizerConfig, make_optimizer, progress
 from mixdistill.recipe.parameters import Merge
-from mixdistill.students.student import Student
 from mixdistill.training import average, branches
 from mixdistill.training.state import TrainState, init_state, state_shardings
 from mixdistill.training.step import make_train_step
+from tests.unit.bigram import AXES, bigram
 
 V, D, TEACHERS = 16, 8, ("a", "b", "c")
-AXES = {"embed": ("vocab", "embed"), "unembed": ("embed", "vocab")}
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.1, warmup=0.0), AXES, Budget(20, "train_steps"))
 OBJECTIVE = Objective({"imitate": Term(cross_entropy)}).with_teachers(TEACHERS)
 
 
-def bigram() -> Student:
-    def init(key):
-        one, two = jax.random.split(key)
-        return {"embed": jax.random.normal(one, (V, D)), "unembed": jax.random.normal(two, (D, V))}
-
-    return Student(init, lambda p, batch: p["embed"][batch["tokens"]], lambda p: p["unembed"], AXES, V)
-
-
-STUDENT = bigram()
+STUDENT = bigram(V, D)
 PLAIN = make_train_step(STUDENT, OBJECTIVE, OPTIMIZER)
 STEP = jax.jit(PLAIN)
 

@@ -16,24 +16,15 @@ from mixdistill.optimizers import Budget, OptimizerConfig, make_optimizer
 from mixdistill.recipe.parameters import TeacherGradients
 from mixdistill.routers import gradient_alignment
 from mixdistill.signals.signal import use
-from mixdistill.students.student import Student
 from mixdistill.training import conflicts, step
 from mixdistill.training.conflicts import coefficients, gradient_of_teachers, measured
 from mixdistill.training.state import TrainState, initial_memory
+from tests.unit.bigram import AXES, bigram
 
 V, D, TEACHERS = 11, 6, ("a", "b", "c")
-AXES = {"embed": ("vocab", "embed"), "unembed": ("embed", "vocab")}
 
 
-def bigram() -> Student:
-    def init(key):
-        one, two = jax.random.split(key)
-        return {"embed": jax.random.normal(one, (V, D)), "unembed": jax.random.normal(two, (D, V))}
-
-    return Student(init, lambda p, batch: p["embed"][batch["tokens"]], lambda p: p["unembed"], AXES, V)
-
-
-STUDENT = bigram()
+STUDENT = bigram(V, D)
 EMBED = jax.random.normal(jax.random.key(1), (V, D))
 PARAMS = {"embed": EMBED, "unembed": 0.4 * EMBED.T}  # believes in teacher a, who repeats what it reads
 FLAT, UNFLATTEN = jax.flatten_util.ravel_pytree(PARAMS)

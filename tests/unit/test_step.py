@@ -14,20 +14,11 @@ from mixdistill.memory import running
 from mixdistill.objective import Objective, Term, combine
 from mixdistill.optimizers import Budget, OptimizerConfig, make_optimizer
 from mixdistill.signals.signal import use
-from mixdistill.students.student import Student
 from mixdistill.training.state import TrainState, initial_memory
 from mixdistill.training.step import make_eval_step, make_train_step
+from tests.unit.bigram import AXES, bigram
 
 V, D, TEACHERS = 11, 6, ("a", "b", "c")
-AXES = {"embed": ("vocab", "embed"), "unembed": ("embed", "vocab")}
-
-
-def bigram() -> Student:
-    def init(key):
-        one, two = jax.random.split(key)
-        return {"embed": jax.random.normal(one, (V, D)), "unembed": jax.random.normal(two, (D, V))}
-
-    return Student(init, lambda p, batch: p["embed"][batch["tokens"]], lambda p: p["unembed"], AXES, V)
 
 
 def random_batch(rows=8, length=12, seed=0):
@@ -58,7 +49,7 @@ def two_groups() -> Objective:
 
 
 def setup(objective, config=OptimizerConfig(learning_rate=0.1, warmup=0.0), **options):
-    student = bigram()
+    student = bigram(V, D)
     optimizer = make_optimizer(config, AXES, Budget(100, "tokens"))
     params = student.init(jax.random.key(1))
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), initial_memory([objective]))
@@ -188,7 +179,7 @@ def test_the_eval_step_counts_what_a_train_step_counts_and_reads_memory():
     batch = random_batch()
     for seed in range(3):
         state, _ = step(state, random_batch(seed=seed))
-    _, found = combine(made, jax.jit(make_eval_step(bigram(), made))(state._replace(opt_state=None), batch))
+    _, found = combine(made, jax.jit(make_eval_step(bigram(V, D), made))(state._replace(opt_state=None), batch))
     _, want = step(state, batch)
     assert_close(found, {name: want[name] for name in found}, rtol=1e-6)
     assert 0 < float(found["kept"].mean()) < 1
@@ -199,7 +190,7 @@ def test_the_sums_of_two_halves_make_the_tallies_of_the_whole():
     """Also where a gate closes nearly everything, so that the loss has another denominator in each half."""
     made = objective(use(worst_token, threshold=4.0))
     state, _ = setup(made)
-    step, batch = jax.jit(make_eval_step(bigram(), made)), random_batch()
+    step, batch = jax.jit(make_eval_step(bigram(V, D), made)), random_batch()
     halves = [step(state, {name: x[part] for name, x in batch.items()}) for part in (slice(0, 4), slice(4, 8))]
     assert_close(combine(made, jax.tree.map(jnp.add, *halves)), combine(made, step(state, batch)), rtol=1e-5)
 
