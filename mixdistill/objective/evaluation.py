@@ -171,9 +171,15 @@ def gate_values(
     found = {}
     for name, term in objective.terms.items():
         for gate_name, gate in zip(term.gate_names, term.bound_gates, strict=True):
-            factor = _per_token("gate", gate, values)
-            found[f"{name}/{gate_name}"] = jnp.where(jnp.isfinite(factor) & (factor >= 0), factor, 0.0)
+            found[f"{name}/{gate_name}"], _ = _factor(gate, values)
     return found
+
+
+def _factor(gate: Bound, values: Mapping[str, Any]) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """What a gate says of every token, 0 where that is negative or not finite; and where it is neither."""
+    factor = jax.lax.stop_gradient(_per_token("gate", gate, values))
+    good = jnp.isfinite(factor) & (factor >= 0)
+    return jnp.where(good, factor, 0.0), good
 
 
 class _Added(NamedTuple):
@@ -187,9 +193,7 @@ def _term(objective: Objective, name: str, values: Mapping[str, Any], count: Cou
     term, valid = objective.terms[name], values["valid"]
     weight = valid.astype(jnp.float32)
     for gate_name, gate in zip(term.gate_names, term.bound_gates, strict=True):
-        factor = jax.lax.stop_gradient(_per_token("gate", gate, values))
-        good = jnp.isfinite(factor) & (factor >= 0)
-        factor = jnp.where(good, factor, 0.0)
+        factor, good = _factor(gate, values)
         weight = weight * factor
         count.share(f"gate/{name}/{gate_name}", factor > 0, valid)
         count.share(f"invalid/{name}/{gate_name}", ~good, valid)
