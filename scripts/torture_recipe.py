@@ -42,7 +42,7 @@ def recipe(shards: Path, processes: int = 1) -> Recipe:
         optimizer=OptimizerConfig(learning_rate=1e-2),
         stages=stages if processes == 1 else tuple(dataclasses.replace(s, held_out=None) for s in stages[:2]),
         mesh={"fsdp": -1},
-        log_every=1,
+        log_every=3,
         checkpoint_every=4,
         keep_checkpoints=2,
     )

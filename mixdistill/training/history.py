@@ -17,7 +17,10 @@ LEDGER = "ledger.jsonl"
 
 
 class History:
-    """Writes the ledger of one run; nothing where it is not `writing` (all processes but the first)."""
+    """Writes the ledger of one run; nothing where it is not `writing` (all processes but the first).
+
+    Lines after train step `resumed` are removed first: they are of a process that died, and will come again.
+    """
 
     def __init__(self, workdir: Path, resumed: int, *, writing: bool, quiet: bool):
         self._path, self._writing, self._quiet = workdir / LEDGER, writing, quiet

@@ -63,6 +63,11 @@ class Window:
             before = self._total.get(name)
             self._total[name] = Tally._make(added if before is None else map(np.add, before, added))
 
+    @property
+    def added(self) -> dict[str, Tally]:
+        """The sums since the last `take`."""
+        return self._total
+
     def take(self) -> dict[str, Tally]:
         """What was added since the last call."""
         total, self._total = self._total, {}

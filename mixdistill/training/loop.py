@@ -81,9 +81,10 @@ def run(
     with _full_disk(workdir), Stop() as stop, Checkpoints(workdir, keep=recipe.keep_checkpoints) as checkpoints:
         state, position = _begin(job, checkpoints)
         workdirs.write_about(workdir, job.identity, job.shards)
-        own = default_hooks(workdir, job.teachers, recipe.budget, position.train_step, quiet=quiet)
-        history = History(workdir, position.train_step, writing=writing, quiet=quiet)
+        own = default_hooks(workdir, job.teachers, recipe.budget, position.logged, quiet=quiet)
+        history = History(workdir, position.recorded, writing=writing, quiet=quiet)
         with Report(recipe, [*own, *hooks], position, began) as report:
+            position = dataclasses.replace(position, window=None)
             report.event("start", position, state)
             run = _Run(job, checkpoints, report, stop, Watch(recipe.guard, job.teachers, position.guard), history, {})
             _forgive(run, forgive, position)
@@ -210,7 +211,10 @@ def _roll_back(run: _Run, position: Position) -> TrainState:
 
 def _save(run: _Run, position: Position, state: TrainState, *, regular: bool) -> bool:
     """False where it could not be. `regular`: at a train step that does not depend on when signals come."""
-    # A resumed process begins a new line: it has no tallies of train steps before the checkpoint.
+    # Regular ones end a line, so that lines end at the same train steps in every run. One that a signal cut short is
+    # written for its reader, and in full when the run goes on.
+    if not regular:
+        position = dataclasses.replace(position, window=run.report.unfinished())
     run.report.flush(state)
     with run.report.spent.on("checkpoint"):
         return _save_now(run, position, state, regular=regular)

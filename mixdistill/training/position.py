@@ -21,7 +21,18 @@ class Position:
     handover: dict[str, Any] | None = None  # what the stage's hand-over rules have seen; None: nothing yet
     guard: dict[str, Any] | None = None  # what the guard has seen and decided; None: nothing yet
     pending: dict[str, Any] | None = None  # of the last train step, whose held-out problems a signal left unanswered
+    window: dict[str, Any] | None = None  # tallies since the last line of the metrics, where a signal cut it short
     ended: tuple[dict[str, Any], ...] = ()  # the stages before: their name, their last train step, and why there
+
+    @property
+    def recorded(self) -> int:
+        """The last train step that has its lines in the ledger."""
+        return self.train_step - (self.pending is not None)
+
+    @property
+    def logged(self) -> int:
+        """The last train step that has its line in the metrics, and will have it however the run goes on."""
+        return self.recorded if self.window is None else self.window["after"]
 
     def after(self, tokens: int) -> "Position":
         """One train step further, which saw `tokens` targets."""

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import jax
 
 from mixdistill.objective import Tally
 from mixdistill.recipe import Recipe
+from mixdistill.training import pending
 from mixdistill.training.hooks import Event, Hook, Window
 from mixdistill.training.position import Position
 from mixdistill.training.spent import Spent
@@ -40,7 +41,9 @@ class Report:
         self._recipe, self._hooks = recipe, hooks
         self._began = began - start.seconds
         self._window = Window()
-        self._last = start
+        if start.window is not None:
+            self._window.add(pending.from_plain(start.window["tallies"]))
+        self._last, self._logged = start, start.logged
         self.spent = Spent()
 
     def __enter__(self) -> Self:
@@ -72,7 +75,13 @@ class Report:
         if position.train_step % self._recipe.log_every == 0:
             self.flush(state)
 
+    def unfinished(self) -> dict[str, Any] | None:
+        """What has been added since the last log event, for `Position.window`; None if nothing was."""
+        added = self._window.added
+        return {"after": self._logged, "tallies": pending.to_plain(added)} if added else None
+
     def flush(self, state: TrainState) -> None:
         """A log event for what has been added since the last; none if nothing was."""
         if tallies := self._window.take():
+            self._logged = self._last.train_step
             self.event("log", self._last, state, tallies)

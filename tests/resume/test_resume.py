@@ -15,6 +15,7 @@ from mixdistill.recipe import load, set_all
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.write import write_world
 from mixdistill.training.checkpoint import FOLDER
+from mixdistill.training.history import LEDGER, read_ledger
 from mixdistill.training.hooks import METRICS_FILE, read_metrics
 from mixdistill.training.job import build
 from mixdistill.training.loop import Outcome, run
@@ -65,6 +66,7 @@ def assert_same_run(outcome, workdir, whole):
     jax.tree.map(np.testing.assert_array_equal, outcome.state, want.state)
     assert place(outcome) == place(want)
     assert metrics(workdir) == metrics(want_workdir)
+    assert list(read_ledger(workdir / LEDGER)) == list(read_ledger(want_workdir / LEDGER))
 
 
 def test_the_router_steers_what_is_tested_here(whole, recipe):
@@ -91,22 +93,30 @@ def test_sigkill_loses_nothing(recipe, whole, chain_shards, compiled, tmp_path):
     assert_same_run(train(recipe, tmp_path), tmp_path, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_at_once_and_the_run_goes_on(number, recipe, whole, tmp_path):
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 7), (signal.SIGINT, 11)])
+def test_a_signal_saves_at_once_and_the_run_goes_on(number, at, recipe, whole, tmp_path):
+    """Also where it cuts a line of the metrics short: of train steps 10 to 12, which is written all the same."""
     before = signal.getsignal(number)
-    first = train(recipe, tmp_path, lambda event: _raise(event, number))
+    first = train(recipe, tmp_path, lambda event: _raise(event, number, at))
     assert first.stopped_by == number.name
-    assert first.position.train_step == 7
-    assert (tmp_path / FOLDER / "7").is_dir()
-    second = train(recipe, tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, second.state, whole[0].state)
-    assert place(second) == place(whole[0])
+    assert first.position.train_step == at
+    assert (tmp_path / FOLDER / str(at)).is_dir()
+    assert metrics(tmp_path)[-1]["train_step"] == at - 1
+    assert_same_run(train(recipe, tmp_path), tmp_path, whole)
     assert signal.getsignal(number) is before
 
 
-def _raise(event, number) -> None:
-    if event.kind == "train_step" and event.train_step == 7:
+def _raise(event, number, at) -> None:
+    if event.kind == "train_step" and event.train_step == at:
         signal.raise_signal(number)
+
+
+def test_a_process_that_dies_just_after_it_went_on_from_a_signal_repeats_nothing(recipe, whole, tmp_path):
+    """Train step 7 is in the checkpoint, its line in the ledger is not: the second process writes it, and dies."""
+    train(recipe, tmp_path, lambda event: _raise(event, signal.SIGTERM, 7))
+    with pytest.raises(Crash):
+        train(recipe, tmp_path, crash(8))
+    assert_same_run(train(recipe, tmp_path), tmp_path, whole)
 
 
 def test_the_next_batch_is_the_one_that_would_have_come(recipe, whole, tmp_path):
