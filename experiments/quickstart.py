@@ -29,9 +29,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.crew import Crew, Job, Report
 from experiments.quickstart_picture import draw
 from mixdistill.evaluation.intervals import accuracy
+from mixdistill.studies.crew import Crew, Job, Report
 from mixdistill.traces.shards import Shards
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.write import write_world

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import flops
-from experiments.crew import Crew, Job, Report
 from mixdistill.evaluation.intervals import accuracy, difference
+from mixdistill.studies.crew import Crew, Job, Report
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.world import Split
 from mixdistill.traces.worlds.write import write_world

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.crew import Interrupted, Report
 from mixdistill.evaluation.answers import answer, correctness
 from mixdistill.evaluation.tasks import Task
 from mixdistill.recipe import Recipe
 from mixdistill.students.student import Params, Student
+from mixdistill.studies.crew import Interrupted, Report
 from mixdistill.traces.tokenizer import Tokenizer
 from mixdistill.training.hooks import METRICS_FILE, Event, Hook, read_metrics
 from mixdistill.training.loop import run

@@ -19,8 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.crew import Crew, Job, Report
 from mixdistill.diagnostics.undecidable import THRESHOLD, Undecidable
+from mixdistill.studies.crew import Crew, Job, Report
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.walk import WALK
 from mixdistill.traces.worlds.write import write_world

@@ -27,8 +27,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.crew import Crew, Job, Report
 from mixdistill.evaluation.intervals import accuracy
+from mixdistill.studies.crew import Crew, Job, Report
 from mixdistill.traces.worlds.walk import WALK
 from mixdistill.traces.worlds.write import write_world
 

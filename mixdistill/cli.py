@@ -23,6 +23,7 @@ COMMANDS = {
     "import": "check published weights that a recipe is to start from",
     "export": "a trained student as transformers loads it",
     "which": "which traces a train step was trained on, and what the guard decided",
+    "sweep": "run a study: arms by seeds, a table, a plot and a verdict",
     "report": "one page of a run or a study that works offline",
     "show": "print a recipe in full",
     "explain": "print what a recipe computes: signals, gates, terms, stages",

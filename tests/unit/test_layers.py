@@ -15,6 +15,7 @@ ROOMS = [
     "errors",
     "traces",
     "mesh",
+    "chips",
     "data",
     "students",
     "kernels",
@@ -34,10 +35,11 @@ ROOMS = [
     "plan",
     "reports",
     "launch",
+    "studies",
     "commands",
     "cli",
 ]
-HOST_ONLY = ("errors", "traces", "cli")  # no jax, no flax: they run in data workers and before `--help`
+HOST_ONLY = ("errors", "traces", "chips", "cli")  # no jax, no flax: they run in data workers and before `--help`
 
 
 def modules() -> Iterator[Path]:

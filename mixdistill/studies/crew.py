@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 POLL = 0.2  # seconds between two looks at what has arrived
@@ -53,6 +53,7 @@ class Crew:
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Crew":
+        self._began = time.perf_counter()
         if self._bars:
             self._bars.start()
             self._whole = self._bars.add_task("all", total=self._total, note="")
@@ -109,7 +110,8 @@ class Crew:
     def _finished(self, title: str, seconds: float, task: Any) -> None:
         self._done += 1
         if self._bars is None:
-            print(f"{self._done}/{self._total}  {title}  {seconds:.0f} s", flush=True)
+            left = (time.perf_counter() - self._began) / self._done * (self._total - self._done)
+            print(f"{self._done}/{self._total}  {title}  {seconds:.0f} s, about {left / 60:.0f} min left", flush=True)
             return
         self._bars.update(self._whole, completed=self._done)
         if task is not None:
@@ -129,7 +131,7 @@ def _end_children() -> None:
 
 def _bars() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    return Progress(*columns, TimeElapsedColumn(), transient=True)
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), transient=True)
 
 
 # Of a worker: where its reports go, and whether it was told to stop.

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from experiments.crew import Crew, Interrupted, Job
+from mixdistill.studies.crew import Crew, Interrupted, Job
 
 
 def double(x, report):
