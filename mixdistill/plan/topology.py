@@ -1,35 +1,11 @@
-"""Machines that a recipe can be planned for, by the names that people rent them under.
-
-Peaks are the makers' figures for dense bfloat16; bandwidths are per chip, in one direction.
-"""
+"""Machines that a recipe can be planned for, by the names that people rent them under."""
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from mixdistill.chips import CHIPS, Chip
 from mixdistill.errors import UserError, unknown
 
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """What the roofline needs of one chip. None: not known, so nothing is said about time."""
-
-    platform: Literal["tpu", "gpu", "cpu"]
-    peak: float | None  # FLOP/s in bfloat16
-    memory: int | None  # bytes that a program can have
-    bandwidth: float | None  # bytes/s to that memory
-    links: float | None  # bytes/s to the other chips of its slice or host
-    network: float | None  # bytes/s to chips beyond
-    per_host: int  # chips
-
-
-CHIPS: dict[str, Chip] = {
-    "v5e": Chip("tpu", 197e12, int(15.75 * GIB), 819e9, 100e9, 3.1e9, 4),
-    "v5p": Chip("tpu", 459e12, int(95.74 * GIB), 2765e9, 300e9, 6.2e9, 4),
-    "v6e": Chip("tpu", 918e12, int(31.25 * GIB), 1640e9, 224e9, 6.2e9, 4),
-    "h200": Chip("gpu", 989e12, 150_754_820_096, 4800e9, 450e9, 50e9, 8),
-    "cpu": Chip("cpu", None, None, None, None, None, 8),
-}
 # How chips are wired: the shapes that libtpu knows. A v5p is counted in cores, two a chip.
 SHAPES: dict[str, dict[int, str]] = {
     "v5e": {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},

@@ -10,6 +10,7 @@ from mixdistill.reports.numbers import number, share
 from mixdistill.reports.page import Cell, Column, Figure, Section, Table, cell
 from mixdistill.reports.run_data import Run
 from mixdistill.reports.student_page import MISLEADING
+from mixdistill.training.goodput import sentence
 
 OF_TEACHERS = {  # metric with an entry a teacher -> title, axis, whether it is a share
     "teacher/nll": ("surprisal", "nats a token", False),
@@ -165,7 +166,8 @@ def _about(run: Run) -> str:
         return "no metrics yet"
     skipped = sum(line["metrics"].get("optimizer/skipped") or 0 for line in run.lines)
     words = f"{number(last['train_step'])} train steps, {number(last['tokens'])} tokens, {number(last['seconds'])} s"
-    return f"{words}; {number(skipped)} of them skipped" if skipped else words
+    words += f"; {number(skipped)} of them skipped" if skipped else ""
+    return "; ".join(filter(None, [words, sentence(run.lines)]))
 
 
 def _without_accuracy(run: Run) -> str:

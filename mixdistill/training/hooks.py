@@ -22,6 +22,7 @@ import numpy as np
 
 from mixdistill.objective import Tally, complaints
 from mixdistill.optimizers import Budget
+from mixdistill.training.goodput import MFU
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -78,6 +79,11 @@ def means(tallies: Mapping[str, Tally]) -> dict[str, np.ndarray]:
     """The last division: NaN where nothing was counted."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return {name: np.where(t.weight > 0, np.divide(t.sum, t.weight), np.nan) for name, t in tallies.items()}
+
+
+def mfu_words(numbers: Mapping[str, np.ndarray]) -> list[str]:
+    """What is said of MFU where it is known (`goodput.py`); else nothing."""
+    return [f"MFU {numbers[MFU]:.1%}"] if math.isfinite(numbers.get(MFU, math.nan)) else []
 
 
 def json_lines(workdir: Path, teachers: tuple[str, ...], resumed: int) -> Hook:
@@ -167,7 +173,7 @@ def plain_progress(budget: Budget, write: Callable[[str], Any] = print) -> Hook:
             numbers = means(event.tallies)
             spent = event.train_step if budget.unit == "train_steps" else event.tokens
             words = [f"train_step {event.train_step}", event.stage, f"{100 * spent / budget.size:.1f}%"]
-            words += [f"loss {numbers['loss']:.4f}"] + [f"{rate:,.0f} tokens/s"] * (rate > 0)
+            words += [f"loss {numbers['loss']:.4f}"] + [f"{rate:,.0f} tokens/s"] * (rate > 0) + mfu_words(numbers)
             skipped = float(event.tallies["optimizer/skipped"].sum)
             write("  ".join(words + [f"skipped {skipped:.0f} train steps"] * (skipped > 0)))
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mixdistill.chips import peak_of
 from mixdistill.data.placement import place
 from mixdistill.errors import UserError
 from mixdistill.mesh import Device
@@ -83,7 +84,8 @@ def run(
         workdirs.write_about(workdir, job.identity, job.shards)
         own = default_hooks(workdir, job.teachers, recipe.budget, position.logged, quiet=quiet)
         history = History(workdir, position.recorded, writing=writing, quiet=quiet)
-        with Report(recipe, [*own, *hooks], position, began) as report:
+        peak = peak_of(list(job.mesh.devices.flat))
+        with Report(recipe, [*own, *hooks], position, began, peak) as report:
             position = dataclasses.replace(position, window=None)
             report.event("start", position, state)
             run = _Run(job, checkpoints, report, stop, Watch(recipe.guard, job.teachers, position.guard), history, {})
@@ -118,7 +120,7 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
     """To the end of the stage that is in force, to a signal, or to where the guard stops the run."""
     job, late = run.job, Late()
     stage, exam, step = job.recipe.stages[position.stage], job.exam(position.stage), None
-    handover = Handover(stage.until, position.handover)
+    handover, end_of_branch = Handover(stage.until, position.handover), job.end_of_branch(position.stage)
 
     def over(position: Position) -> bool:
         return job.may_end(position, position.spends(stage.budget) or handover.due(position.stage_train_steps))
@@ -137,7 +139,9 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
             tallies, (traces, planned) = pendings.read(position.pending)
             position = dataclasses.replace(position, pending=None)
             run.history.saw(position.train_step, traces, planned)
-            arrive(run, pipeline, handover, [(position, tallies | exam(judged(state), position))], state)
+            tallies |= exam(judged(state), position)
+            state = end_of_branch(state, position, tallies)
+            arrive(run, pipeline, handover, [(position, tallies)], state)
             if position.train_step % job.recipe.checkpoint_every == 0:
                 _save(run, position.at(pipeline, handover.to_json()), state, regular=True)
         while not (over(position) or run.stop.asked(position.train_step) or run.guard.stopped):
@@ -156,6 +160,9 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
             run.history.saw(position.train_step, *traces_of(pipeline))
             run.report.event("train_step", position, state)
             tallies |= told(pipeline) | job.spends(position.stage, pipeline)
+            if exam.due(position):  # or the train step would be counted as evaluation
+                with run.report.spent.on("device"):
+                    jax.block_until_ready(state)
             try:
                 with run.report.spent.on("evaluation"), run.stop.at_once():
                     tallies |= exam(judged(state), position)
@@ -163,6 +170,7 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
                 settle()
                 position = dataclasses.replace(position, pending=pendings.write(tallies, traces_of(pipeline)))
                 break
+            state = end_of_branch(state, position, tallies)
             settle((position, tallies))
             if position.train_step % job.recipe.checkpoint_every == 0:
                 settle()

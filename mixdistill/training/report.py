@@ -9,6 +9,7 @@ import jax
 from mixdistill.objective import Tally
 from mixdistill.recipe import Recipe
 from mixdistill.training import pending
+from mixdistill.training.goodput import measured
 from mixdistill.training.hooks import Event, Hook, Window
 from mixdistill.training.position import Position
 from mixdistill.training.spent import Spent
@@ -36,15 +37,14 @@ class Report:
     As a context manager it tells the hooks when an exception ends the run.
     """
 
-    def __init__(self, recipe: Recipe, hooks: Sequence[Hook], start: Position, began: float):
-        """`began`: `time.perf_counter()` when this process took the run up."""
-        self._recipe, self._hooks = recipe, hooks
+    def __init__(self, recipe: Recipe, hooks: Sequence[Hook], start: Position, began: float, peak: float | None = None):
+        """`began`: `time.perf_counter()` when this process took the run up; `peak`: FLOP/s of all devices, if known."""
+        self._recipe, self._hooks, self._peak = recipe, hooks, peak
         self._began = began - start.seconds
-        self._window = Window()
-        if start.window is not None:
-            self._window.add(pending.from_plain(start.window["tallies"]))
+        self._window, before = Window(), start.window or {"tallies": {}}
+        self._window.add(pending.from_plain(before["tallies"]))
         self._last, self._logged = start, start.logged
-        self.spent = Spent()
+        self.spent = Spent(before.get("spent"))
 
     def __enter__(self) -> Self:
         return self
@@ -64,7 +64,8 @@ class Report:
         """Tells the hooks."""
         stage = self._recipe.stages[min(position.stage, len(self._recipe.stages) - 1)].name
         spent = self.spent.take() if kind == "log" else {}
-        event = Event(kind, position.train_step, stage, state, position.tokens, self.seconds, tallies or {}, spent)
+        tallies = {**tallies, **measured(tallies, spent, self._peak)} if tallies else {}
+        event = Event(kind, position.train_step, stage, state, position.tokens, self.seconds, tallies, spent)
         for hook in self._hooks:
             hook(event)
 
@@ -78,7 +79,9 @@ class Report:
     def unfinished(self) -> dict[str, Any] | None:
         """What has been added since the last log event, for `Position.window`; None if nothing was."""
         added = self._window.added
-        return {"after": self._logged, "tallies": pending.to_plain(added)} if added else None
+        if not added:
+            return None
+        return {"after": self._logged, "tallies": pending.to_plain(added), "spent": self.spent.counted}
 
     def flush(self, state: TrainState) -> None:
         """A log event for what has been added since the last; none if nothing was."""

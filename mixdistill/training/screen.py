@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mixdistill.optimizers import Budget
-from mixdistill.training.hooks import Event, Hook, Speed, means
+from mixdistill.training.hooks import Event, Hook, Speed, means, mfu_words
 
 # Column title -> tally with an entry a teacher, and its form. A tally that an objective does not make has no column.
 COLUMNS = {
@@ -41,8 +41,9 @@ def screen(teachers: tuple[str, ...], budget: Budget, console: Console | None = 
         done = event.train_step if budget.unit == "train_steps" else event.tokens
         bar.update(task, completed=min(done, budget.size), description=event.stage)
         if event.kind == "log":
-            loss = means(event.tallies)["loss"]
-            bar.update(task, note=f"loss {loss:.4f}" + (f"  {rate:,.0f} tokens/s" if rate else ""))
+            numbers = means(event.tallies)
+            words = [f"loss {numbers['loss']:.4f}"] + [f"{rate:,.0f} tokens/s"] * (rate > 0) + mfu_words(numbers)
+            bar.update(task, note="  ".join(words))
             live.update(Group(bar, teacher_table(event, teachers)))
         if event.kind in ("end", "failed"):
             live.stop()

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 Part = Literal["data", "compile", "dispatch", "device", "evaluation", "checkpoint"]
@@ -16,8 +16,9 @@ class Spent:
     takes from the loop; the writing itself goes on beside it. What is in none of them is the loop's own.
     """
 
-    def __init__(self):
-        self._seconds: dict[str, float] = {}
+    def __init__(self, before: Mapping[str, float] | None = None):
+        """`before`: what was counted already, by the process before this one."""
+        self._seconds: dict[str, float] = dict(before or {})
 
     @contextlib.contextmanager
     def on(self, part: Part) -> Iterator[None]:
@@ -27,6 +28,11 @@ class Spent:
             yield
         finally:
             self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - began
+
+    @property
+    def counted(self) -> dict[str, float]:
+        """Since the last `take`."""
+        return dict(self._seconds)
 
     def take(self) -> dict[str, float]:
         """What was counted since the last call."""
