@@ -45,9 +45,9 @@ def _index(path: Path) -> dict[str, str]:
         assert all(isinstance(name, str) for name in table.values())
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
         raise UserError(f"{path} is no index: it needs an object weight_map of tensor and file names") from None
+    there = {file.name for file in path.parent.iterdir() if file.is_file()}
     for tensor, name in table.items():
-        whole = path.with_name(name) if Path(name).name == name else None
-        if whole is None or not whole.is_file():
+        if name not in there:
             raise UserError(f"{path} names {name!r} for {tensor}, which is not a file of that folder")
     return table
 

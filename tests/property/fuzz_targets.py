@@ -1,25 +1,37 @@
-"""What is fuzzed, and how: name -> (target, strategy). A target raises only for what would be a bug.
+"""What is fuzzed, and how: name -> Target. A target raises only for what would be a bug.
 
 `scripts/fuzz.py` runs many cases of each, `test_fuzz.py` a few, and the cases that once failed.
 """
 
+import asyncio
+import functools
+import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from unittest import mock
 
-from hypothesis import strategies as st
+import numpy as np
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+import zstandard
 from jinja2 import TemplateError
 
 from mixdistill.errors import UserError
+from mixdistill.generation import server
 from mixdistill.generation.remote import Unusable, parse
+from mixdistill.generation.sampler import Generated
 from mixdistill.generation.server import Refused, Served, read_request
-from mixdistill.recipe import set_path
+from mixdistill.recipe import set_all
 from mixdistill.students.decoder import make_student
 from mixdistill.students.families import tiny
 from mixdistill.students.tensor_files import tensor_files
 from mixdistill.traces import manifest, readers, record
 from mixdistill.traces.encode import encode_trace
+from mixdistill.traces.readers.row import Raw
 from mixdistill.traces.record import to_bytes
 from mixdistill.traces.render_template import render
 from mixdistill.traces.segment import RULES, segment
@@ -27,50 +39,75 @@ from mixdistill.traces.spool import Spool
 from mixdistill.traces.trace import Trace
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.training.history import read_ledger
-
-Case = Any
-Target = Callable[[Case, Path], None]
+from tests.unit.test_readers import GOLDEN
 
 
-def mangled(*examples: bytes, pieces: tuple[bytes, ...] = ()) -> st.SearchStrategy[bytes]:
-    """Valid examples with something changed, the grammar's pieces in any order, or noise."""
-    edits = st.lists(
-        st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=4) | st.sampled_from([b"", *pieces])),
-        max_size=6,
-    )
-    changed = st.builds(_edited, st.sampled_from(examples), edits)
-    return changed | st.lists(st.sampled_from([b"", *pieces]), max_size=12).map(b"".join) | st.binary(max_size=64)
+class Target(NamedTuple):
+    """`run` is given a case and a folder to write in; cases are mutations of `corpus` and `pieces` of its grammar."""
 
-
-def _edited(data: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
-    for where, removed, put in edits:
-        place = int(where * len(data))
-        data = data[:place] + put + data[place + removed :]
-    return data
+    run: Callable[[bytes, Path], None]
+    corpus: tuple[bytes, ...]
+    pieces: tuple[bytes, ...] = ()
 
 
 JSON = (b"{", b"}", b"[", b"]", b'"', b":", b",", b"null", b"NaN", b"1e999", b"-", b"\\ud800", b"\xff", b"\n", b"0")
-ROW = json.dumps({"prompt": "a 1", "completion": "b\n\nc", "teacher": "t", "answer": "2"}).encode()
-MESSAGES = json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}).encode()
 OWN = json.dumps(CHAIN.trace(CHAIN.problems(0, "train", 1)[0], "F").to_json()).encode()
+ROWS = [(name, json.dumps(row).encode()) for name, row, _ in GOLDEN] + [("mixdistill", OWN)]
+
+
+def _found(rows: list) -> None:
+    assert all(isinstance(row, Trace | readers.BadRow) for row in rows)
+    for row in rows:
+        json.dumps(row.to_json() if isinstance(row, Trace) else row._asdict())
+
+
+def row_of(name: str, case: bytes, folder: Path) -> None:
+    """A reader: whatever JSON the row is, it comes out as a trace or as a bad row with its reason."""
+    try:
+        row = json.loads(case)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(row, dict):
+        readers.FORMATS[name].matches(row)
+    found = list(readers._read([Raw(1, row)], readers.FORMATS[name].drafts, Path("rows.jsonl"), "t"))
+    assert found  # nothing is dropped
+    _found(found)
 
 
 def file_of_rows(case: bytes, folder: Path) -> None:
-    """Readers: every row comes out as a trace or as a bad row with its reason."""
-    path = folder / "rows.jsonl"
+    """Files of any container: every row comes out, or the file's damage does."""
+    path = folder / "rows"
     path.write_bytes(case)
     try:
         found = list(readers.read(path))
     except UserError:
         return
-    assert all(isinstance(row, Trace | readers.BadRow) for row in found)
-    for row in found:
-        json.dumps(row.to_json() if isinstance(row, Trace) else row._asdict())
+    _found(found)
 
 
-def steps(case: tuple[str, str], folder: Path) -> None:
-    """Segmentation: the pieces are the text."""
-    text, rule = case
+def _files() -> tuple[bytes, ...]:
+    """Two rows in every container."""
+    rows = [{"prompt": "a 1", "completion": "b\n\nc", "teacher": "t", "answer": "2"}] * 2
+    lines, table = "".join(json.dumps(row) + "\n" for row in rows).encode(), pyarrow.Table.from_pylist(rows)
+    parquet, stream, feather = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    pyarrow.parquet.write_table(table, parquet)
+    for sink, writer in ((stream, pyarrow.ipc.new_stream), (feather, pyarrow.ipc.new_file)):
+        with writer(sink, table.schema) as out:
+            out.write_table(table)
+    packed = [gzip.compress(lines, mtime=0), zstandard.compress(lines)]
+    text = [
+        lines,
+        json.dumps(rows).encode(),
+        json.dumps(rows, indent=1).encode(),
+        json.dumps({"data": rows}, indent=1).encode(),
+    ]
+    return (*text, *packed, parquet.getvalue(), stream.getvalue(), feather.getvalue())
+
+
+def steps(case: bytes, folder: Path) -> None:
+    """Segmentation: the pieces are the text. The first byte chooses the rule."""
+    text, rules = case[1:].decode("utf-8", "surrogateescape"), sorted(RULES)
+    rule = rules[case[0] % len(rules)] if case else rules[0]
     assert "".join(step.text for step in segment(text, rule)) == text
 
 
@@ -80,7 +117,16 @@ def template(case: bytes, folder: Path) -> None:
     source = case.decode("utf-8", "replace")
     try:
         assert isinstance(render(source, values), str)
-    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError):
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+    ):
         return
     except (AssertionError, SyntaxError):  # of jinja2's own compiler, for impossible templates
         return
@@ -140,12 +186,17 @@ def a_record(case: bytes, folder: Path) -> None:
             continue
 
 
-def setting(case: tuple[str, str], folder: Path) -> None:
-    """`--set PATH=VALUE`: a recipe, or a refusal in words."""
+@functools.cache
+def _recipe():
     from experiments.base import smoke
 
+    return smoke()
+
+
+def setting(case: bytes, folder: Path) -> None:
+    """`--set PATH=VALUE`: a recipe, or a refusal in words."""
     try:
-        set_path(smoke(), *case)
+        set_all(_recipe(), [case.decode("utf-8", "surrogateescape")])
     except UserError:
         return
 
@@ -175,12 +226,56 @@ SERVED = Served(make_student(tiny(32)), {}, CHAIN.tokenizer(), "m", "v", max_pro
 
 
 def request(case: bytes, folder: Path) -> None:
-    """What comes to `mixdistill serve`."""
+    """The body of what comes to `mixdistill serve`."""
     try:
         prompts, samples, _, _ = read_request(SERVED, case)
     except (Refused, UserError):
         return
     assert len(prompts) * samples <= SERVED.max_prompts
+
+
+def http(case: bytes, folder: Path) -> None:
+    """A whole request: "METHOD PATH", headers, an empty line, the body in pieces; the student itself is not asked."""
+    head, _, body = case.partition(b"\n\n")
+    line, *headers = head.split(b"\n")
+    method, _, path = line.decode("latin-1").partition(" ")
+    pairs = [tuple(part.strip() for part in header.lower().split(b":", 1)) for header in headers if b":" in header]
+    parts = [body[place : place + 64] for place in range(0, len(body), 64)] or [b""]
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+    messages[-1]["more_body"] = False
+    status = []
+
+    async def receive():
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            status.append(message["status"])
+
+    scope = {
+        "type": "http", "http_version": "1.1", "scheme": "http", "method": method, "path": path, "root_path": "",
+        "query_string": b"", "headers": pairs, "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 9),
+    }  # fmt: skip
+    with mock.patch.object(server, "complete", _complete):
+        _loop().run_until_complete(_app()(scope, receive, send))
+    assert len(status) == 1
+    assert status[0] in (200, 400, 401, 404, 405, 413)
+    if status[0] == 200:
+        assert (b"authorization", b"Bearer s3cret".lower()) in [(name, value.lower()) for name, value in pairs]
+
+
+@functools.cache
+def _app():
+    return server.make_app(lambda: SERVED, token="s3cret")
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+def _complete(student, params, prompts, *, max_new, **settings) -> list[Generated]:
+    return [Generated(np.ones(1, np.int32), np.zeros(1, np.float32), True, np.zeros(0, np.float32)) for _ in prompts]
 
 
 def answer(case: bytes, folder: Path) -> None:
@@ -216,29 +311,41 @@ def a_ledger(case: bytes, folder: Path) -> None:
     assert all(isinstance(line["train_step"], int) for line in read_ledger(path))
 
 
-TEXTS = st.text(alphabet='Aab1.)\n #-!"<>/thinkswer{}\\$', max_size=120) | st.text(max_size=60)
+def _requests() -> tuple[bytes, ...]:
+    allowed = b"authorization: Bearer s3cret\ncontent-type: application/json\n\n"
+    return (b"POST /v1/completions\n" + allowed + REQUEST, b"GET /v1/models\n" + allowed, b"POST /v1/completions\n\n{}")
+
+
+TEXT = b"<think>\nOkay, so x = 2.\n\nWait, 1. Let me check: $a$\n- one\n```\nb\n\nc\n```\n</think>\n\n\\boxed{2}</s>"
+MARKS = (b"\n", b"\n\n", b"<think>", b"</think>", b"\\boxed{", b"}", b"```", b"$$", b"1. ", b"- ", b". ", b"Wait, ",
+         b"\xe2\x80\xa8", b"\xc2\x85", b"\r", b"\x1e", b"\xed\xa0\x80", b" ", b"Step 2: ", b"**")  # fmt: skip
 TEMPLATE = b"{% for m in messages %}{{ m['role'] }}: {{ m.content | trim }}{% endfor %}{{ bos_token }}"
+TOOLS = b"{%- if add_generation_prompt -%}{{ messages[0]['content'].split('x')[-1] | tojson }}{%- endif -%}"
 JINJA = (b"{{", b"}}", b"{%", b"%}", b"{#", b"#}", b" for m in messages ", b" if ", b" else ", b" endfor ", b" endif ",
          b"m.content", b"|", b"tojson", b"trim", b"set x = ", b"messages[0]", b".__class__", b"raise_exception('a')",
-         b"'a'", b"1", b"+", b"(", b")", b"[", b"]", b"macro f()", b"endmacro")  # fmt: skip
+         b"'a'", b"1", b"+", b"(", b")", b"[", b"]", b"macro f()", b"endmacro", b"break", b"namespace(a=1)",
+         b".format(", b"|attr('__init__')", b"loop.index", b"['a'", b"~", b"is defined", b"include 'x'",
+         b"import 'x' as y")  # fmt: skip
 RECORD = to_bytes(encode_trace(CHAIN.tokenizer(), CHAIN.trace(CHAIN.problems(0, "train", 1)[0], "F")))
-TARGETS: dict[str, tuple[Target, st.SearchStrategy[Case]]] = {
-    "readers": (file_of_rows, mangled(ROW + b"\n" + ROW, MESSAGES, OWN, b"[" + ROW + b"]", pieces=(*JSON, ROW))),
-    "segmenter": (steps, st.tuples(TEXTS, st.sampled_from(sorted(RULES)))),
-    "template": (template, mangled(TEMPLATE, pieces=JINJA)),
-    "manifest": (a_manifest, mangled(MANIFEST, pieces=JSON)),
-    "weights index": (weights_index, mangled(INDEX, pieces=(*JSON, b"../../x", b"/etc/passwd"))),
-    "weights file": (weights_file, mangled(WEIGHTS, pieces=JSON)),
-    "record": (a_record, mangled(RECORD, pieces=(b"MDT1", *JSON))),
-    "--set": (
-        setting,
-        st.tuples(
-            st.sampled_from(PATHS) | st.text(alphabet="stage.0source", max_size=20),
-            st.sampled_from(VALUES) | st.text(max_size=12),
-        ),
+SETTINGS = tuple(f"{path}={value}".encode() for path, value in zip(PATHS, VALUES * 2, strict=False))
+TARGETS: dict[str, Target] = {
+    **{
+        f"reader: {name}": Target(functools.partial(row_of, name), tuple(row for one, row in ROWS if one == name), JSON)
+        for name in readers.FORMATS
+    },
+    "reader: files": Target(file_of_rows, _files(), (*JSON, ROWS[0][1], b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1")),
+    "segmenter": Target(steps, tuple(bytes([rule]) + TEXT for rule in range(len(RULES))), MARKS),
+    "chat template": Target(template, (TEMPLATE, TOOLS), JINJA),
+    "manifest": Target(a_manifest, (MANIFEST,), JSON),
+    "weights index": Target(weights_index, (INDEX,), (*JSON, b"../../x", b"/etc/passwd")),
+    "weights file": Target(weights_file, (WEIGHTS,), JSON),
+    "record": Target(a_record, (RECORD,), (b"MDT1", *JSON)),
+    "--set": Target(
+        setting, SETTINGS, (*(path.encode() for path in PATHS), *(one.encode() for one in VALUES), b"=", b".")
     ),
-    "request": (request, mangled(REQUEST, pieces=JSON)),
-    "answer": (answer, mangled(ANSWER, pieces=JSON)),
-    "unfinished prepare": (unfinished, mangled(b"\x00" * 8, b"\x01\x02\x03\x04\x02\x00\x00\x00[]", pieces=JSON)),
-    "ledger": (a_ledger, mangled(b'{"train_step": 1, "traces": [1]}\n' * 2, pieces=JSON)),
+    "request": Target(request, (REQUEST,), JSON),
+    "HTTP": Target(http, _requests(), (*JSON, b"POST ", b"GET ", b"/v1/completions", b"/v1/models", b": ", b"\n\n")),
+    "answer of a server": Target(answer, (ANSWER,), JSON),
+    "unfinished prepare": Target(unfinished, (bytes(8), b"\x01\x02\x03\x04\x02\x00\x00\x00[]"), JSON),
+    "ledger": Target(a_ledger, (b'{"train_step": 1, "traces": [1]}\n' * 2,), JSON),
 }

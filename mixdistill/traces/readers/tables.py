@@ -36,6 +36,7 @@ def _rows(path: Path, batches, kind: str) -> Iterator[Raw | BadRow]:
     number = 0
     try:
         for batch in batches():
+            batch.validate(full=True)  # offsets out of a damaged file would be followed to anywhere in memory
             for start in range(0, batch.num_rows, BATCH_ROWS):
                 for row in batch.slice(start, BATCH_ROWS).to_pylist():
                     number += 1
