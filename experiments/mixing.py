@@ -113,7 +113,7 @@ def _of_eight(cell: Cell, of: Any) -> Recipe:
     found = admission(cell.data / "all", cell)
     group = max(found.groups, key=lambda one: len({*one.teachers} & {*teachers}))
     kept = tuple(name for name in group.teachers if name in teachers)
-    return admitted(pooled, dataclasses.replace(found, groups=(dataclasses.replace(group, teachers=kept),)))
+    return admitted(pooled, dataclasses.replace(found, groups=(group._replace(teachers=kept),)))
 
 
 def admission(shards: Path, cell: Cell) -> Admission:
