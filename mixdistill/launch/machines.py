@@ -20,6 +20,7 @@ class Machine:
     topology: str = ""  # "4x4": how the chips of a slice lie
     cloud: str = ""  # what the TPU API and xpk call a slice
     sky: str = ""  # what SkyPilot calls a slice, or the chips of one host
+    runtime: str = ""  # software version of a TPU VM
 
     @property
     def chips_a_host(self) -> int:
@@ -27,8 +28,12 @@ class Machine:
         return self.chips // self.hosts
 
 
-# Label on GKE, and prefix of the TPU API.
-TPUS = {"v5e": ("tpu-v5-lite-podslice", "v5litepod"), "v5p": ("tpu-v5p-slice", "v5p"), "v6e": ("tpu-v6e-slice", "v6e")}
+# Label on GKE, prefix of the TPU API, software version.
+TPUS = {
+    "v5e": ("tpu-v5-lite-podslice", "v5litepod", "v2-alpha-tpuv5-lite"),
+    "v5p": ("tpu-v5p-slice", "v5p", "v2-alpha-tpuv5"),
+    "v6e": ("tpu-v6e-slice", "v6e", "v2-alpha-tpuv6e"),
+}
 # Label on GKE, and SkyPilot's name.
 GPUS = {"h100": ("nvidia-h100-80gb", "H100"), "h200": ("nvidia-h200-141gb", "H200"), "b200": ("nvidia-b200", "B200")}
 GPUS_A_HOST = 8
@@ -50,11 +55,11 @@ def machine(name: str) -> Machine:
 
 
 def _tpu(found: topology.Topology) -> Machine:
-    label, prefix = TPUS[found.kind]
+    label, prefix, runtime = TPUS[found.kind]
     one = found.name.rpartition("x")[2]
     chips, hosts = found.chips // found.slices, found.hosts // found.slices
     cloud = f"{prefix}-{one.partition('-')[2]}"
-    return Machine(found.name, chips, hosts, "tpu", found.slices, label, found.shape, cloud, f"tpu-{one}:1")
+    return Machine(found.name, chips, hosts, "tpu", found.slices, label, found.shape, cloud, f"tpu-{one}:1", runtime)
 
 
 def known() -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mixdistill.errors import UserError
 from mixdistill.launch.as_yaml import as_yaml
 from mixdistill.launch.job import PORT, Job
 
@@ -30,6 +31,10 @@ def task(job: Job) -> dict[str, Any]:
         resources["cpus"] = f"{job.machine.chips}+"
     else:
         resources["accelerators"] = job.machine.sky
+    if job.machine.kind == "tpu":
+        if job.machine.slices > 1:
+            raise UserError("SkyPilot's TPU jobs are one slice here; use --on gke or xpk for several")
+        resources["accelerator_args"] = {"runtime_version": job.machine.runtime}
     if job.image:
         resources["image_id"] = f"docker:{job.image}"
     # SkyPilot counts a TPU slice as one node and runs the command on each of its hosts.

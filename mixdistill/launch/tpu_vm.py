@@ -6,7 +6,6 @@ from mixdistill.errors import UserError
 from mixdistill.launch.job import Job
 
 USES = ("project", "zone", "spot", "restarts", "service_account")
-IMAGE = {"v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
 
 
 def write(job: Job) -> str:
@@ -19,7 +18,7 @@ def write(job: Job) -> str:
     if missing:
         raise UserError(f"a TPU VM needs {' and '.join(missing)}")
     place = shlex.join([f"--project={job.project}", f"--zone={job.zone}"])
-    make = [f"--accelerator-type={job.machine.cloud}", f"--version={IMAGE[job.machine.name.split('-')[0]]}"]
+    make = [f"--accelerator-type={job.machine.cloud}", f"--version={job.machine.runtime}"]
     make += ["--spot"] if job.spot else []
     make += [f"--service-account={job.service_account}"] if job.service_account else []
     return SCRIPT.format(

@@ -240,6 +240,7 @@ def test_xpk_skypilot_and_tpu_vm_say_the_same_command():
 @pytest.mark.skipif(shutil.which("sky") is None, reason="SkyPilot is not installed")
 def test_skypilot_reads_its_task(tmp_path, monkeypatch):
     python = Path(shutil.which("sky")).parent / "python"
+    monkeypatch.setenv("HOME", str(tmp_path))  # SkyPilot writes there
     read = "import sky, sys; task = sky.Task.from_yaml(sys.argv[1]); print(task.num_nodes, task.resources)"
     for name, nodes, chips in (("h100-16", "2", "'H100': 8"), ("v5e-16", "1", "'tpu-v5e-16': 1")):
         path = tmp_path / f"{name}.yaml"
@@ -273,6 +274,7 @@ def test_no_file_holds_a_value_of_the_environment(monkeypatch):
         (jobset, {}, "needs --image"),
         (jobset, {"image": "i", "volume": ("disk",)}, "CLAIM:PATH"),
         (xpk, {"image": "i"}, "needs --cluster"),
+        (skypilot, {"machine": machine("2xv5e-16")}, "one slice here"),
         (xpk, {"image": "i", "cluster": "c", "environment": ("A",)}, "--on gke"),
         (tpu_vm, {"project": "p"}, "needs --zone"),
     ],
