@@ -20,8 +20,7 @@ def publish(study: Study, found: Sequence[dict[str, Any]], folder: Path) -> Verd
     """Writes all five files."""
     from mixdistill.reports import page
 
-    lines = rows.in_order(study, found)
-    results = results_of(study, lines)
+    lines, results = rows.in_order(study, found), results_of(study, found)
     verdict = study.verdict(results)
     rows.write_text(folder / rows.ALL, "".join(json.dumps(line) + "\n" for line in lines))
     rows.write_text(folder / "table.md", table(study, results))
@@ -33,7 +32,7 @@ def publish(study: Study, found: Sequence[dict[str, Any]], folder: Path) -> Verd
 
 def results_of(study: Study, lines: Sequence[dict[str, Any]]) -> Results:
     """With the rows that are derived from others."""
-    own = [rows.from_json(line) for line in lines]
+    own = [rows.from_json(line) for line in rows.in_order(study, lines)]
     return Results([*own, *study.derive(own)])
 
 
