@@ -1,6 +1,7 @@
 """Leave in good order: SIGTERM or Ctrl-C ends a run after the train step it is in, with a checkpoint.
 
-What takes long and can be done again (compiling, rollouts, held-out problems) is left at once.
+What takes long and can be done again (compiling, rollouts, held-out problems) is left at once. Several processes leave
+together, from between train steps or from compiling; what all their devices are in the middle of cannot be left.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
+from mixdistill.training.processes import everywhere
+
 POLL_SECONDS = 0.1
 
 
@@ -23,12 +26,13 @@ class Stopped(Exception):
 class Stop:
     """Asks, between train steps, whether to stop. The second Ctrl-C interrupts at once.
 
-    With several processes all of them stop at the same train step, once any was sent SIGTERM (jax's own preemption
-    notice; it needs `jax.distributed`, which several processes have anyway).
+    With several processes all of them stop at the same question, once any was sent SIGTERM (jax's own preemption
+    notice; it needs `jax.distributed`, which several processes have anyway). So all have to ask equally often.
     """
 
     def __init__(self):
         self.signal: str | None = None
+        self._asked = 0
         self._before: dict[int, object] = {}
         self._at_once = False
 
@@ -65,9 +69,7 @@ class Stop:
 
     def leaving[Result](self, work: Callable[[], Result]) -> Result:
         """`work()` in a thread, which is left to itself when a signal comes: a compiler hears none. Raises `Stopped`
-        then, else whatever `work` raises."""
-        if not self._before:
-            return work()
+        then, else whatever `work` raises. Several processes wait for each other, and leave together: call it alike."""
         done: list[Callable[[], Result]] = []
 
         def run() -> None:
@@ -79,16 +81,18 @@ class Stop:
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
-        while thread.is_alive():
-            if self.signal is not None:
+        while not everywhere(not thread.is_alive()):
+            if self.asked():
                 raise Stopped
             thread.join(POLL_SECONDS)
         return done[0]()
 
-    def asked(self, train_step: int) -> bool:
+    def asked(self, train_step: int | None = None) -> bool:
         """True from the first question after the signal, on all processes alike."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(train_step):
-            self.signal = "SIGTERM"
+        if jax.process_count() > 1:
+            self._asked += 1
+            if multihost_utils.reached_preemption_sync_point(self._asked):
+                self.signal = "SIGTERM"
         return self.signal is not None
 
 

@@ -14,6 +14,7 @@ import pytest
 from mixdistill.recipe import load, set_all
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.write import write_world
+from mixdistill.training.checkpoint import saved_train_steps
 from mixdistill.training.loop import run
 
 WORKER = Path(__file__).parent / "worker.py"
@@ -51,6 +52,14 @@ def test_one_process_then_two_then_one(tmp_path):
     outcome = run(recipe, work, devices=two, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(outcome.state), jax.device_get(want.state))
     assert outcome.position.tokens == want.position.tokens
+
+
+@pytest.mark.multiprocess
+def test_a_signal_while_compiling_ends_both_with_a_checkpoint(tmp_path):
+    write_world(CHAIN, tmp_path / "shards", {"F": 40, "B": 40, "H": 40})
+    outputs = on_processes(2, tmp_path / "shards", tmp_path / "work", stop_at=0)
+    assert all("done: SIGTERM 0" in error for _, error in outputs), outputs
+    assert saved_train_steps(tmp_path / "work") == [0]
 
 
 def on_processes(count: int, shards: Path, work: Path, stop_at: int) -> list[tuple[str, str]]:

@@ -1,4 +1,5 @@
-"""One of several processes of a run: ID COUNT PORT SHARDS WORKDIR STOP_AT. Process 1 is sent SIGTERM after STOP_AT."""
+"""One of several processes of a run: ID COUNT PORT SHARDS WORKDIR STOP_AT. Process 1 is sent SIGTERM after
+train step STOP_AT; 0: while a program is compiled that never will be."""
 
 import importlib.util
 import os
@@ -21,13 +22,21 @@ def main(process: int, count: int, port: str, shards: str, workdir: str, stop_at
     spec.loader.exec_module(recipes)
 
     from mixdistill.recipe import set_all
-    from mixdistill.training.loop import run
+    from mixdistill.training import loop
 
     recipe = set_all(recipes.steered(), [f"stages.{k}.source.shards={shards}" for k in (0, 1)])
     hooks = [recipes.send(signal.SIGTERM, stop_at)] if process == 1 else []
     hooks.append(lambda event: time.sleep(event.kind == "train_step" and event.train_step >= stop_at))
-    outcome = run(recipe, workdir, hooks=hooks)
+    if stop_at == 0:
+        loop.compiled = lambda *_: never(process)
+    outcome = loop.run(recipe, workdir, hooks=hooks)
     print(f"done: {outcome.stopped_by} {outcome.position.train_step}", file=sys.stderr, flush=True)
+
+
+def never(process: int) -> None:
+    if process == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
 
 
 if __name__ == "__main__":
