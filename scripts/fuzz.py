@@ -120,9 +120,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     failed = False
-    print(
-        "| target | cases | examples at the end | CPU seconds | slowest case, ms | failures |\n|---|---|---|---|---|---|"
-    )
+    print("| target | cases | examples at the end | CPU seconds | slowest case, ms | failures |")
+    print("|---|---|---|---|---|---|")
     for name in args.targets or TARGETS:
         found = fuzz(name, args.cases, args.seconds, args.seed)
         failed |= bool(found.failures)

@@ -8,8 +8,8 @@ from typing import Any
 # What stands where nobody expects it.
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 3, 0.5, 10**400, float("nan"), float("inf"), -1e308, "", "x", "1", "\ud800", "\x00",
-    "#### 2", "['", '["a"]', "[" * 3000, "user", "assistant", "text", "../x", "/etc/passwd", [], [[]], [None], ["a", 1], {},
-    {"": None}, {"role": "user", "content": "q"}, {"a": {"a": []}}, [0.5, -0.5], "2" * 4000,
+    "#### 2", "['", '["a"]', "[" * 3000, "user", "assistant", "text", "../x", "/etc/passwd", [], [[]], [None],
+    ["a", 1], {}, {"": None}, {"role": "user", "content": "q"}, {"a": {"a": []}}, [0.5, -0.5], "2" * 4000,
 )  # fmt: skip
 
 
