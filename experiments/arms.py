@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments import students
 from mixdistill.data.mixture import Mixture
-from mixdistill.evaluation.answers import answer, correctness
+from mixdistill.evaluation.answers import Answer, answer, correctness
 from mixdistill.evaluation.summary import summarise
 from mixdistill.evaluation.tasks import Task
 from mixdistill.losses import cross_entropy
@@ -42,11 +42,25 @@ def trained_row(cell: Cell, plan: Recipe, tasks: Mapping[str, Task], max_new: in
 def measured(
     trained: Trained, tasks: Mapping[str, Task], max_new: int
 ) -> tuple[dict[str, list[bool]], dict[str, float]]:
-    """Of greedy answers: whether each problem's is right, by task; and "TASK valid", "TASK calibration error", "TASK
-    finished", "TASK tokens" (a completion) and "TASK error KIND" (share of the problems), NaN where nobody can tell."""
+    """Of greedy answers: see `counted`."""
+    return counted(tasks, answered(trained, tasks, max_new))
+
+
+def answered(trained: Trained, tasks: Mapping[str, Task], max_new: int) -> dict[str, list[Answer]]:
+    """Greedy answers by task."""
+    return {
+        name: answer(trained.student, trained.params, task, trained.tokenizer, max_new=max_new)
+        for name, task in tasks.items()
+    }
+
+
+def counted(
+    tasks: Mapping[str, Task], answers: Mapping[str, Sequence[Answer]]
+) -> tuple[dict[str, list[bool]], dict[str, float]]:
+    """Whether each problem's answer is right, by task; and "TASK valid", "TASK calibration error", "TASK finished",
+    "TASK tokens" (a completion) and "TASK error KIND" (share of the problems), NaN where nobody can tell."""
     outcomes, numbers = {}, {}
-    for name, task in tasks.items():
-        found = answer(trained.student, trained.params, task, trained.tokenizer, max_new=max_new)
+    for name, found in answers.items():
         whole = summarise(found)
         outcomes[name] = correctness(found).tolist()
         numbers |= {
@@ -54,7 +68,7 @@ def measured(
             f"{name} calibration error": whole.calibration_error,
             f"{name} finished": whole.finished,
             f"{name} tokens": whole.num_tokens,
-            **{f"{name} error {kind}": whole.errors.get(kind, 0) / len(found) for kind in task.errors},
+            **{f"{name} error {kind}": whole.errors.get(kind, 0) / len(found) for kind in tasks[name].errors},
         }
     return outcomes, numbers
 
