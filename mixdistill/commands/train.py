@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     workdir = args.workdir or Path("runs") / f"{recipe.name}-{fingerprint(recipe)[:8]}"
 
     from mixdistill.training.goodput import sentence
+    from mixdistill.training.history import LEDGER, read_ledger
     from mixdistill.training.hooks import METRICS_FILE, read_metrics
     from mixdistill.training.loop import run as train
     from mixdistill.training.spending import in_all, spending
@@ -71,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"finished: {done}, {outcome.position.seconds:.1f} s; saved in {workdir}; {sentence(lines)}")
         if len(by_stage := spending(lines)) > 1:
             print(*(f"  stage {name}: {spent}" for name, spent in by_stage.items()), sep="\n")
+        for one in read_ledger(workdir / LEDGER):
+            if one.get("event") == "admission":
+                print(f"  admission: {one['read']:,} tokens read, {one['cpu_seconds']} CPU seconds; {one['reason']}")
     return 1 if _stopped_by_guard(outcome) else 0
 
 

@@ -109,6 +109,7 @@ class Mixture:
     tags: Tags | None = None
     turns: int | None = None  # one teacher at a time, each for so many train steps; those without weight are left out
     anchor: str | None = None  # a teacher that has half of everybody's turn, and none of its own
+    control: bool = False  # but a first turn of the anchor alone
 
     def __post_init__(self):
         for name, kind in (("unit", Unit), ("pack_by", PackBy), ("too_long", TooLong), ("damaged", Policy)):
@@ -121,6 +122,8 @@ class Mixture:
             raise UserError(f"mixture turns is {self.turns}; a teacher's turn lasts at least 1 train step")
         if self.anchor is not None and self.turns is None:
             raise UserError(f"mixture anchor is {self.anchor!r}, who accompanies turns; say how long they are (turns)")
+        if self.control and self.anchor is None:
+            raise UserError("a mixture's control is a turn of its anchor alone; name the anchor")
         for name, scores in self.fields.items():
             if (scores.name == "topk") != (name == "teacher_topk"):
                 raise UserError(f"batch field {name!r} of score {scores.name!r}: 'topk' is the score of 'teacher_topk'")

@@ -59,8 +59,8 @@ class Plan(NamedTuple):
 
 
 def in_turn(corpus: Corpus, mixture: Mixture) -> tuple[int, ...]:
-    """Numbers of the teachers that take turns, in order: those with a weight at the start, but for the anchor. Raises
-    `UserError` for an anchor that has none, or nobody to accompany."""
+    """Numbers of the teachers that take turns, in order: the control, if there is one, and those with a weight at the
+    start, but for the anchor. Raises `UserError` for an anchor that has none, or nobody to accompany."""
     weights = weight_vector(corpus, mixture)
     among = tuple(int(k) for k in np.flatnonzero(weights) if corpus.teachers[k] != mixture.anchor)
     if mixture.anchor is not None:
@@ -68,7 +68,7 @@ def in_turn(corpus: Corpus, mixture: Mixture) -> tuple[int, ...]:
             raise unknown("anchor", mixture.anchor, corpus.teachers)
         if not weights[corpus.teachers.index(mixture.anchor)] or not among:
             raise UserError(f"anchor {mixture.anchor!r} and the teachers beside it all need a weight in the mixture")
-    return among
+    return (corpus.teachers.index(mixture.anchor), *among) if mixture.anchor and mixture.control else among
 
 
 class Planner:

@@ -59,7 +59,7 @@ def pooled(recipe: Recipe) -> Recipe:
     first = recipe.stages[0]
     assert first.objective is not None
     source = dataclasses.replace(
-        _mixture(first), teachers=None, weights=None, within=None, select=None, turns=None, anchor=None
+        _mixture(first), teachers=None, weights=None, within=None, select=None, turns=None, anchor=None, control=False
     )
     terms = {name: dataclasses.replace(term, gates=()) for name, term in first.objective.terms.items()}
     objective = dataclasses.replace(first.objective, terms=terms, memory={}, fallback=None)

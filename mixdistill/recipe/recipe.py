@@ -11,7 +11,7 @@ from mixdistill.objective import Objective
 from mixdistill.optimizers import Budget, OptimizerConfig
 from mixdistill.recipe.guard import Guard
 from mixdistill.recipe.handover import Rule
-from mixdistill.recipe.parameters import Merge, PilotMix, TeacherGradients
+from mixdistill.recipe.parameters import Compatible, Merge, PilotMix, TeacherGradients
 from mixdistill.students.adapters import FROZEN, Lora, with_adapters
 from mixdistill.students.config import DecoderConfig
 from mixdistill.students.decoder import make_student
@@ -53,6 +53,12 @@ class Stage:
             raise UserError(
                 f"stage {self.name!r}: pilots and an anchor go together: Mixture(turns=..., anchor=TEACHER)"
             )
+        controlled = isinstance(self.source, Mixture) and self.source.control
+        if isinstance(self.branches, PilotMix) and controlled != (self.verifier is not None):
+            raise UserError(
+                f"stage {self.name!r}: pilots judged by the accuracy of held-out problems need a control, and those "
+                f"judged by own NLL have none: Mixture(control={not controlled}), or PilotMix(judge='own_nll')"
+            )
 
     def _check_made(self, tally: str) -> None:
         """A rule on a tally that nobody makes would wait for ever."""
@@ -65,6 +71,13 @@ class Stage:
                 )
         if tally.startswith("rollout/") and not isinstance(self.source, Rollouts):
             raise UserError(f"stage {self.name!r} is to end by {tally!r}, and its source is no Rollouts")
+
+    @property
+    def verifier(self) -> str | None:
+        """The judge of held-out problems that pilots are admitted by, if there are such pilots."""
+        if not isinstance(self.branches, PilotMix):
+            return None
+        return self.branches.verifier(tuple(self.held_out.judges) if self.held_out else ())
 
     @property
     def budget(self) -> Budget:
@@ -86,6 +99,7 @@ class Recipe:
     name: str
     student: DecoderConfig | Callable[[], Student]
     stages: tuple[Stage, ...]
+    admission: Compatible | None = None  # which teachers are mixed at all; None: all that the stages name
     start: str | None = None  # folder of published weights that training starts from; None: random
     adapters: Lora | None = None  # trained in place of the student, whose weights are then frozen
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -108,6 +122,10 @@ class Recipe:
             raise UserError(
                 f"recipe {self.name!r} starts from {self.start}, which needs a DecoderConfig as student: "
                 "read_config(folder) of mixdistill.students.weights gives the one that fits"
+            )
+        if self.admission is not None and not isinstance(self.stages[0].source, Mixture):
+            raise UserError(
+                f"recipe {self.name!r} admits teachers by their traces, and its first stage draws from the student"
             )
         if self.stages[0].objective is None:
             raise UserError(f"stage {self.stages[0].name!r} is the first and needs an objective")

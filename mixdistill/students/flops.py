@@ -58,6 +58,20 @@ def learning_of(student: Student, tokens: float) -> float:
     return 6.0 * _size(student.init) * tokens
 
 
+def drawing_of(student: Student, prompt: float, drawn: float) -> float:
+    """Of `drawn` tokens after a prompt of so many, with a cache: each token goes once through the layers, and what is
+    drawn through the vocabulary."""
+    if student.config is None:
+        return 2.0 * _size(student.init) * (prompt + drawn)
+    parts = forward_parts(student.config, prompt + drawn)
+    return parts["layers"] + parts["attention"] + forward_parts(student.config, drawn)["vocabulary"]
+
+
+def forward_of(student: Student, tokens: float) -> float:
+    """`forward` for any student."""
+    return learning_of(student, tokens) / 3
+
+
 @functools.lru_cache
 def _size(init: Callable) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))

@@ -31,7 +31,8 @@ class Rule(NamedTuple):
 
     init: Callable[[Params], Kept]  # at the start of a round
     stepped: Callable[[Kept, Any, Any, Mapping[str, Tally]], Kept]  # (kept, branch, its train step, tallies)
-    ended: Callable[[Kept, Any, Params, Params], Kept]  # (kept, branch, start of the round, end of the branch)
+    # (kept, branch, start of the round, end of the branch, its accuracy or NaN)
+    ended: Callable[[Kept, Any, Params, Params, Any], Kept]
     merged: Callable[[Kept, Params], Params]  # (kept, start) -> where the run goes on
 
 
@@ -39,7 +40,9 @@ def merging(weights: np.ndarray, scale: float) -> Rule:
     """start + scale * sum_k w_k (branch_k - start), added up in float32. `weights` `[branches]` add up to one."""
     shares = jnp.asarray(weights, jnp.float32)
 
-    def ended(kept: Kept, branch: Any, start: Params, end: Params) -> Kept:
+    def ended(kept: Kept, branch: Any, start: Params, end: Params, accuracy: Any) -> Kept:
+        del accuracy
+
         def add(total, a, b):
             return total + shares[branch] * (b.astype(jnp.float32) - a.astype(jnp.float32))
 
@@ -54,37 +57,45 @@ def merging(weights: np.ndarray, scale: float) -> Rule:
     return Rule(init, lambda kept, *_: kept, ended, merged)
 
 
-def piloting(candidates: tuple[int, ...], num_teachers: int, turns: int, limit: float) -> Rule:
-    """Admits candidates (teacher numbers) by their own content NLL over the last quarter of their pilots. Keeps "nll"
-    `[num_teachers]` (-1: no pilot, or no data in it), "admitted" bool `[num_teachers]` and the best one's "best"."""
-    order = jnp.asarray(candidates)
-    late = turns - max(turns // 4, 1)
+def piloting(order: tuple[int, ...], num_teachers: int, turns: int, limit: float, slack: float | None = None) -> Rule:
+    """Admits teachers (their numbers in the `order` of the pilots) by their own content NLL over the last quarter of
+    their pilots and, with a `slack`, by the accuracy of the first pilot, the control. Keeps "nll" and "accuracy"
+    `[num_teachers]` (-1: no pilot, or no data), "admitted" bool `[num_teachers]` and the best one's "best"."""
+    numbers, late = jnp.asarray(order), turns - max(turns // 4, 1)
 
     def init(params: Params) -> Kept:
         return {
             "sum": jnp.zeros(num_teachers, jnp.float32),
             "weight": jnp.zeros(num_teachers, jnp.float32),
             "nll": jnp.full(num_teachers, -1.0, jnp.float32),
+            "accuracy": jnp.full(num_teachers, -1.0, jnp.float32),
             "admitted": jnp.zeros(num_teachers, bool),
+            "score": jnp.float32(-jnp.inf),
             "best": params,
         }
 
     def stepped(kept: Kept, branch: Any, train_step: Any, tallies: Mapping[str, Tally]) -> Kept:
-        who, seen = order[branch], tallies["teacher/content_nll"]
+        who, seen = numbers[branch], tallies["teacher/content_nll"]
         counts = (train_step >= late) & jnp.isfinite(seen.sum[who])
         found = {name: jnp.where(counts, part[who], 0.0) for name, part in seen._asdict().items()}
         return kept | {name: kept[name].at[who].add(value) for name, value in found.items()}
 
-    def ended(kept: Kept, branch: Any, start: Params, end: Params) -> Kept:
+    def ended(kept: Kept, branch: Any, start: Params, end: Params, accuracy: Any) -> Kept:
         del start
-        who = order[branch]
+        who = numbers[branch]
         has = kept["weight"][who] > 0
         nll = jnp.where(has, kept["sum"][who] / jnp.where(has, kept["weight"][who], 1.0), -1.0)
-        passes = has & (nll <= limit)
-        better = passes & (nll < jnp.where(kept["admitted"], kept["nll"], jnp.inf).min())
+        control, passes, score = False, has & (nll <= limit), -nll
+        if slack is not None:
+            least = kept["accuracy"][numbers[0]]
+            control, score = branch == 0, accuracy
+            passes &= (least >= 0) & (accuracy + 1e-6 >= least - slack)  # false where nothing could be verified
+        better = control | (passes & (score > kept["score"]))
         return kept | {
             "nll": kept["nll"].at[who].set(nll),
-            "admitted": kept["admitted"].at[who].set(passes),
+            "accuracy": kept["accuracy"].at[who].set(jnp.where(jnp.isfinite(accuracy), accuracy, -1.0)),
+            "admitted": kept["admitted"].at[who].set(control | passes),
+            "score": jnp.where(better & ~jnp.asarray(control), score, kept["score"]),
             "best": jax.tree.map(lambda a, b: jnp.where(better, b, a), kept["best"], end),
         }
 
@@ -105,16 +116,15 @@ def in_branches(
     *,
     turns: int,
     count: int,
+    examined: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Tally]]]:
     """The train step `step`, in rounds of `count` branches of `turns` train steps each.
 
-    A train step that `step` skips is one of its branch nevertheless: the data have gone by.
+    A train step that `step` skips is one of its branch nevertheless: the data have gone by. Where branches are
+    `examined`, whoever calls it looks at the student after the last train step of a branch, and ends the branch with
+    `ending`.
     """
-
-    def at(state: TrainState, params: Params, done: Any) -> TrainState:
-        """Fresh moments, the learning rate of the share `done` of the budget."""
-        fresh = spent(optimizer.init(params), done)
-        return state._replace(params=params, opt_state=fresh)
+    end = ending(optimizer, rule, turns=turns, count=count)
 
     def begin(state: TrainState) -> TrainState:
         entry = state.memory[MEMORY]
@@ -122,17 +132,7 @@ def in_branches(
         new = {"begun": progress(state.opt_state), "spent": jnp.zeros((), jnp.float32), "start": state.params}
         new |= {"kept": rule.init(state.params)}
         entry = entry | jax.tree.map(lambda a, b: jnp.where(first, a, b), new, {name: entry[name] for name in new})
-        return _remember(at(state, entry["start"], entry["begun"]), entry)
-
-    def end(state: TrainState) -> TrainState:
-        entry = state.memory[MEMORY]
-        kept = rule.ended(entry["kept"], entry["done"] // turns - 1, entry["start"], state.params)
-        total = entry["spent"] + progress(state.opt_state) - entry["begun"]
-        over = entry["done"] == turns * count
-        params = jax.tree.map(lambda a, b: jnp.where(over, a, b), rule.merged(kept, entry["start"]), state.params)
-        done = jnp.where(over, entry["begun"] + total, progress(state.opt_state))
-        entry = entry | {"kept": kept, "spent": total, "done": jnp.where(over, 0, entry["done"])}
-        return _remember(at(state, params, done), entry)
+        return _remember(_at(optimizer, state, entry["start"], entry["begun"]), entry)
 
     def branch_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Tally]]:
         done = state.memory[MEMORY]["done"]
@@ -141,10 +141,34 @@ def in_branches(
         entry = state.memory[MEMORY]
         kept = rule.stepped(entry["kept"], done // turns, done % turns, tallies)
         state = _remember(state, entry | {"kept": kept, "done": done + 1})
-        state = jax.lax.cond((done + 1) % turns == 0, end, lambda s: s, state)
+        if not examined:
+            state = jax.lax.cond((done + 1) % turns == 0, lambda s: end(s, jnp.float32(jnp.nan)), lambda s: s, state)
         return state, tallies | {"branch": Tally(done // turns * 1.0, jnp.ones((), jnp.float32))}
 
     return branch_step
+
+
+def ending(
+    optimizer: optax.GradientTransformationExtraArgs, rule: Rule, *, turns: int, count: int
+) -> Callable[[TrainState, Any], TrainState]:
+    """(state after a branch's last train step, its accuracy or NaN) -> where the next branch or the run goes on."""
+
+    def end(state: TrainState, accuracy: Any) -> TrainState:
+        entry = state.memory[MEMORY]
+        kept = rule.ended(entry["kept"], entry["done"] // turns - 1, entry["start"], state.params, accuracy)
+        total = entry["spent"] + progress(state.opt_state) - entry["begun"]
+        over = entry["done"] == turns * count
+        params = jax.tree.map(lambda a, b: jnp.where(over, a, b), rule.merged(kept, entry["start"]), state.params)
+        done = jnp.where(over, entry["begun"] + total, progress(state.opt_state))
+        entry = entry | {"kept": kept, "spent": total, "done": jnp.where(over, 0, entry["done"])}
+        return _remember(_at(optimizer, state, params, done), entry)
+
+    return end
+
+
+def _at(optimizer: optax.GradientTransformationExtraArgs, state: TrainState, params: Params, done: Any) -> TrainState:
+    """With fresh moments, and the learning rate of the share `done` of the budget."""
+    return state._replace(params=params, opt_state=spent(optimizer.init(params), done))
 
 
 def spent(opt_state: Any, done: Any) -> Any:

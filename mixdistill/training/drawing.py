@@ -71,6 +71,10 @@ class Drawing:
             return drawn
         return drawn._replace(opinions=self._references.opinions(drawn, params))
 
+    def cost_of_opinions(self, drawn: Drawn) -> float:
+        """FLOPs of `with_opinions`."""
+        return 0.0 if self._references is None else self._references.cost(drawn)
+
     def _distil(self, asks: list[Ask], traces: list[EncodedTrace]) -> np.ndarray:
         if self._probes is not None:
             followed = self._probes.trusted(asks, traces)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 LEDGER = "ledger.jsonl"
+CLOCKS = ("cpu_seconds",)  # of a decision: not the same when it is made once more
 
 
 class History:
@@ -28,7 +29,8 @@ class History:
         if writing:
             cut(self._path, resumed)
         # A decision that followed on the checkpoint's train step is made once more.
-        self._known = [line for line in read_ledger(self._path) if "event" in line and line["train_step"] == resumed]
+        lines = read_ledger(self._path)
+        self._known = [_timeless(line) for line in lines if "event" in line and line["train_step"] == resumed]
 
     def saw(self, train_step: int, traces: Sequence[int], planned: int | None) -> None:
         """The batch of a train step that was dispatched: its traces, and the targets that its plan holds."""
@@ -53,7 +55,7 @@ class History:
 
     def decided(self, decisions: Sequence[dict[str, Any]]) -> None:
         """Decisions, each with its train step."""
-        decisions = [one for one in decisions if json.loads(json.dumps(one)) not in self._known]
+        decisions = [one for one in decisions if _timeless(json.loads(json.dumps(one))) not in self._known]
         self._write(decisions)
         for decision in decisions:
             if self._writing and not self._quiet:
@@ -100,6 +102,10 @@ def words(decision: dict[str, Any]) -> str:
     """A decision for people."""
     rest = {name: value for name, value in decision.items() if name not in ("event", "train_step", "traces")}
     return f"{decision['event']} " + ", ".join(f"{name} {value}" for name, value in rest.items())
+
+
+def _timeless(decision: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in decision.items() if name not in CLOCKS}
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -3,39 +3,40 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from mixdistill.data.beside import TOP_K
 from mixdistill.data.corpus import Corpus, open_corpus, weight_vector
-from mixdistill.data.mixture import Mixture, check_weights
+from mixdistill.data.mixture import Mixture
 from mixdistill.data.pipeline import Pipeline
 from mixdistill.data.placement import share
-from mixdistill.data.planner import in_turn
 from mixdistill.errors import UserError, unknown
 from mixdistill.generation.rollouts import SELF, Rollouts
 from mixdistill.mesh import Device, make_mesh
 from mixdistill.objective import Objective, Tally
 from mixdistill.optimizers import make_optimizer
 from mixdistill.recipe import Recipe, Stage, fingerprint, show
-from mixdistill.recipe.parameters import Merge
 from mixdistill.students.student import Student
 from mixdistill.traces.shards import Shards
 from mixdistill.traces.tokenizer import Tokenizer
 from mixdistill.training import average, branches, spending
 from mixdistill.training.checkpoint import Identity
+from mixdistill.training.grouping import Admission, admit_corpus, restricted
 from mixdistill.training.held_out import Exam
 from mixdistill.training.position import Position
 from mixdistill.training.rollout_pipeline import RolloutPipeline, check_rollouts
+from mixdistill.training.rounds import Rounds
 from mixdistill.training.start import check_start, starting_params
 from mixdistill.training.state import TrainState, abstract_state, init_state, initial_memory
 from mixdistill.training.steer import READ_AHEAD, without
-from mixdistill.training.step import TrainStep, compile_train_step, make_train_step
+from mixdistill.training.step import TrainStep, compile_change, compile_train_step, make_train_step
+
+EndOfBranch = Callable[[TrainState, Position, Mapping[str, Tally]], TrainState]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Job:
     objectives: tuple[Objective, ...]  # one a stage
     corpora: tuple[Corpus, ...]  # one a stage
     identity: Identity
+    admission: Admission | None = None  # whom `recipe` is restricted to
 
     @property
     def teachers(self) -> tuple[str, ...]:
@@ -71,40 +73,18 @@ class Job:
         return abstract_state(self.student, self.optimizer, self._memory(), self.mesh, self.recipe.rules)
 
     def _memory(self) -> dict[str, Any]:
-        """First values of all memory, some of them functions of the parameters. Raises `UserError` for stages whose
-        branches keep different things."""
+        """First values of all memory, some of them functions of the parameters."""
         memory = initial_memory(self.objectives)
-        rules = [branch_rule(self, stage) for stage, one in enumerate(self.recipe.stages) if one.branches]
-        if len({type(one.branches) for one in self.recipe.stages if one.branches}) > 1:
-            raise UserError(f"recipe {self.recipe.name!r} has pilots and merges; a run has branches of one kind")
-        if rules:
+        if rules := self.rounds.rules():
             memory[branches.MEMORY] = functools.partial(branches.initial, rules[0])
         if self.recipe.average:
             memory[average.MEMORY] = average.initial
         return memory
 
-    def may_end(self, position: Position, spent: bool) -> bool:
-        """Whether the position's stage is over, given that its budget is: branches are trained in whole rounds, and
-        pilots in one."""
-        stage = self.recipe.stages[position.stage]
-        if stage.branches is None:
-            return spent
-        whole = position.stage_train_steps % self.round(position.stage) == 0 and position.stage_train_steps > 0
-        return whole and (spent or not isinstance(stage.branches, Merge))
-
-    def round(self, stage: int) -> int:
-        """Train steps of a round of branches."""
-        source = asked(self.recipe.stages[stage].source)
-        return (source.turns or 1) * len(in_turn(self.corpora[stage], source))
-
-    def turned_away(self, state: TrainState, stage: int) -> frozenset[str]:
-        """Teachers whose pilots, in an earlier stage, were not admitted."""
-        piloted = [k for k, one in enumerate(self.recipe.stages[:stage]) if one.branches is not None]
-        if not piloted or "admitted" not in (kept := state.memory[branches.MEMORY]["kept"]):
-            return frozenset()
-        source, corpus = self.recipe.stages[piloted[-1]].source, self.corpora[piloted[-1]]
-        admitted = np.asarray(jax.device_get(kept["admitted"]))
-        return frozenset(corpus.teachers[k] for k in in_turn(corpus, asked(source)) if not admitted[k])
+    @property
+    def rounds(self) -> Rounds:
+        """The branches of its stages."""
+        return Rounds(self.recipe, self.corpora, self.teachers)
 
     def train_step(self, stage: int) -> TrainStep:
         """The compiled train step of a stage."""
@@ -119,12 +99,21 @@ class Job:
             teacher_gradients=self.recipe.stages[stage].teacher_gradients,
         )
         if self.recipe.stages[stage].branches:
-            turns = asked(self.recipe.stages[stage].source).turns or 1
-            count = self.round(stage) // turns
-            step = branches.in_branches(step, self.optimizer, branch_rule(self, stage), turns=turns, count=count)
+            shape = {"turns": self.rounds.turns(stage), "count": self.rounds.count(stage)}
+            examined = self.recipe.stages[stage].verifier is not None
+            step = branches.in_branches(step, self.optimizer, self.rounds.rule(stage), **shape, examined=examined)
         if self.recipe.average:
             step = average.averaging(step, self.recipe.average)
         return compile_train_step(step, self.mesh, self.recipe.rules, self.student)
+
+    def end_of_branch(self, stage: int) -> EndOfBranch:
+        """(state, position, tallies) -> state: ends the branches that held-out problems are answered after, and leaves
+        every other state as it is."""
+        if self.recipe.stages[stage].verifier is None:
+            return lambda state, position, tallies: state
+        shape = {"turns": self.rounds.turns(stage), "count": self.rounds.count(stage)}
+        end = branches.ending(self.optimizer, self.rounds.rule(stage), **shape)
+        return self.rounds.examined(stage, compile_change(end, self.mesh, self.recipe.rules, self.student))
 
     def pipeline(
         self, position: Position, closed: Collection[str] = (), away: Collection[str] = ()
@@ -144,33 +133,19 @@ class Job:
         return pipeline
 
     def spends(self, stage: int, pipeline: Pipeline | RolloutPipeline) -> dict[str, Tally]:
-        """What the batch read last costs; nothing is known of rollouts."""
+        """What it costs to learn from the batch read last."""
         if isinstance(pipeline, RolloutPipeline):
-            return {}
-        lengths = pipeline.corpus.footprint[list(pipeline.traces)].tolist()
+            lengths = pipeline.lengths
+        else:
+            lengths = pipeline.corpus.footprint[list(pipeline.traces)].tolist()
         setting = self.recipe.stages[stage].teacher_gradients
         return spending.of_train_step(self.student, lengths, setting, len(self.teachers))
 
     def exam(self, stage: int) -> Exam:
         """The held-out problems of a stage. Raises `UserError` for shards that do not fit."""
-        setting = self.recipe.stages[stage].held_out
-        return Exam(setting, self.student, self.identity.tokenizer, self.mesh, self.recipe.rules)
-
-
-def branch_rule(job: Job, stage: int) -> branches.Rule:
-    """What becomes of the branches of a stage. Raises `UserError` for weights of teachers that have no branch."""
-    made, source, corpus = job.recipe.stages[stage].branches, asked(job.recipe.stages[stage].source), job.corpora[stage]
-    among = in_turn(corpus, source)
-    names = [corpus.teachers[k] for k in among]
-    if not isinstance(made, Merge):
-        assert made is not None
-        return branches.piloting(among, len(job.teachers), source.turns or 1, made.limit)
-    weights = made.weights or dict.fromkeys(names, 1.0)
-    if strange := sorted(set(weights) - set(names)):
-        raise unknown("teacher with a branch", strange[0], names)
-    check_weights(weights)
-    shares = np.array([weights.get(name, 0.0) for name in names])
-    return branches.merging(shares / shares.sum(), made.scale)
+        asking = self.recipe.stages[stage]
+        turns = self.rounds.turns(stage) if asking.verifier else None
+        return Exam(asking.held_out, self.student, self.identity.tokenizer, self.mesh, self.recipe.rules, turns)
 
 
 def _emptied(corpus: Corpus, away: Collection[str]) -> Corpus:
@@ -202,7 +177,11 @@ def build(recipe: Recipe, devices: Sequence[Device] | None = None, command: str 
     Raises `UserError` for whatever is missing or does not fit.
     """
     mesh = make_mesh(recipe.mesh, devices)
-    corpora = _open(recipe)
+    text, corpora, admission = (show(recipe), fingerprint(recipe)), _open(recipe), None
+    if recipe.admission is not None:
+        admission = admit_corpus(corpora[0], recipe.admission)
+        recipe = restricted(recipe, admission.teachers)
+        corpora = _open(recipe)
     student = recipe.build_student()
     if recipe.start is not None:
         check_start(recipe)
@@ -220,9 +199,9 @@ def build(recipe: Recipe, devices: Sequence[Device] | None = None, command: str 
         if stage.teacher_gradients and (towards := stage.teacher_gradients.towards) not in (None, *teachers):
             raise unknown("teacher that gradients are compared with", towards, teachers)
     tokenizer = corpora[0].shards[0].manifest["tokenizer"]
-    identity = Identity(show(recipe), fingerprint(recipe), teachers, tokenizer, command)
+    identity = Identity(*text, teachers, tokenizer, command)
     optimizer = make_optimizer(recipe.trained, student.axes, recipe.budget)
-    job = Job(recipe, mesh, student, optimizer, tuple(objectives), corpora, identity)
+    job = Job(recipe, mesh, student, optimizer, tuple(objectives), corpora, identity, admission)
     job.abstract_state()
     for index, (stage, corpus) in enumerate(zip(recipe.stages, corpora, strict=True)):
         job.exam(index)

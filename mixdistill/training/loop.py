@@ -20,6 +20,7 @@ from mixdistill.data.placement import place
 from mixdistill.errors import UserError
 from mixdistill.mesh import Device
 from mixdistill.recipe import Recipe
+from mixdistill.training import grouping
 from mixdistill.training import pending as pendings
 from mixdistill.training import workdir as workdirs
 from mixdistill.training.ahead import compiled
@@ -89,6 +90,8 @@ def run(
             position = dataclasses.replace(position, window=None)
             report.event("start", position, state)
             run = _Run(job, checkpoints, report, stop, Watch(recipe.guard, job.teachers, position.guard), history, {})
+            if job.admission is not None and not position.train_step:
+                history.decided([grouping.decision(job.admission)])
             _forgive(run, forgive, position)
             while position.stage < len(recipe.stages) and not (stop.signal or run.guard.stopped):
                 state, position = _train(run, state, position)
@@ -123,14 +126,14 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
     handover, end_of_branch = Handover(stage.until, position.handover), job.end_of_branch(position.stage)
 
     def over(position: Position) -> bool:
-        return job.may_end(position, position.spends(stage.budget) or handover.due(position.stage_train_steps))
+        return job.rounds.may_end(position, position.spends(stage.budget) or handover.due(position.stage_train_steps))
 
     def settle(new=None) -> None:
         with run.report.spent.on("device"):
             arrived = late.swap(new)
         arrive(run, pipeline, handover, arrived, state)
 
-    away = job.turned_away(state, position.stage)
+    away = job.rounds.turned_away(state, position.stage)
     with contextlib.closing(job.pipeline(position, run.guard.closed, away)) as pipeline:
         if run.opened and position.pipeline is not None:
             reweigh(pipeline, position, run.guard.closed, run.opened)
@@ -179,6 +182,7 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
         position = position.at(pipeline, handover.to_json())
     if over(position) and position.pending is None:
         run.report.event("stage", position, state)
+        run.history.decided(job.rounds.decisions(state, position))
         position = position.next_stage(stage.name, "" if position.spends(stage.budget) else handover.reason)
         _save(run, position, state, regular=True)
     return state, position

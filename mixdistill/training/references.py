@@ -19,6 +19,7 @@ from mixdistill.generation.sampler import padded
 from mixdistill.generation.teaching import ANY, Reference, Teaching
 from mixdistill.mesh import Rules, shardings
 from mixdistill.signals.vocabulary import vocabulary_pass
+from mixdistill.students import flops
 from mixdistill.students.student import Params, Student, batch_of, logits
 from mixdistill.traces.encode import encode_prompt
 from mixdistill.training.asks import read_trace
@@ -62,6 +63,12 @@ class References:
             scored = self._score(known, params if known.params is None else known.params, prompts, said)
             found |= dict(zip(rows.tolist(), scored, strict=True))
         return [found[row] for row in range(len(names))]
+
+    def cost(self, drawn: Drawn) -> float:
+        """FLOPs of their opinions: a forward pass each, over a prompt as long as the student's."""
+        students = [self.known[self.name_of(int(trace_id))].student for trace_id in drawn.trace_id]
+        sizes = [len(p) + len(said.tokens) for p, said in zip(drawn.prompts, drawn.completions, strict=True)]
+        return sum(flops.forward_of(one, size) for one, size in zip(students, sizes, strict=True))
 
     def name_of(self, trace_id: int) -> str:
         """Which reference answers for this trace's teacher."""

@@ -27,6 +27,7 @@ from mixdistill.mesh import Rules
 from mixdistill.objective import Tally
 from mixdistill.students.student import Params, Student
 from mixdistill.traces.tokenizer import content_ids
+from mixdistill.training import spending
 from mixdistill.training.asks import Ask, find_asks
 from mixdistill.training.drawing import Drawing
 from mixdistill.training.references import check_references
@@ -54,7 +55,7 @@ class RolloutPipeline:
         self._part = part
         self._content = content_ids(corpus.shards[0].tokenizer)
         self._asks = find_asks(source, corpus)
-        self._drawing = Drawing(source, corpus, student, itself, mesh, rules)
+        self._drawing, self._student = Drawing(source, corpus, student, itself, mesh, rules), student
         self._state: dict[str, Any] = {"batch": 0, "cursor": 0, "used": 0, "drawn_at": [], **NOTES}
         self._held: Batch | None = None
         self._learned, self._since = 0, None  # tokens since the last batch was there, and when that was
@@ -79,6 +80,12 @@ class RolloutPipeline:
     def spent(self) -> bool:
         """Whether the next batch is a new one."""
         return self._held is None or self._state["used"] == self.source.updates
+
+    @property
+    def lengths(self) -> list[int]:
+        """Columns of every sequence of the batch in use."""
+        assert self._held is not None
+        return [int(n) for n in (self._held["segment_id"] > 0).sum(1) if n]
 
     @property
     def traces(self) -> tuple[int, ...]:
@@ -114,6 +121,8 @@ class RolloutPipeline:
         drawn = joined(rounds).take((groups[:, None] * source.samples + np.arange(source.samples)).reshape(-1))
         self._held = self._batch_of(self._drawing.with_opinions(drawn, params), useful[groups])
         found = self._measure(rounds, own, time.perf_counter() - began)
+        cost = spending.drawing(self._student, joined(rounds)) if own else 0.0
+        found["rollout/flops"] = (cost + self._drawing.cost_of_opinions(drawn), 1.0)
         if self._since is not None:
             found["update/tokens_per_second"] = (float(self._learned), began - self._since)
         drawn_at = drawn.drawn_at.tolist() if own else []

@@ -1,16 +1,21 @@
-"""What training on recorded traces spends: tokens seen, tokens trained on, FLOPs (`students/flops.py`).
+"""What training spends: tokens seen, tokens trained on, tokens drawn, FLOPs (`students/flops.py`).
 
-The loop counts the FLOPs of every train step in the tally "flops"; metrics.jsonl holds them, so that what a run has
-spent in all, pilots and branches included, is read from there, whichever processes it took. The student's own
-completions are not counted: what drawing them costs depends on who draws.
+The loop counts the FLOPs of every train step in the tally "flops", those of drawing what is trained on and of what
+references say of it in "rollout/flops", those of answering held-out problems in "answers/flops"; metrics.jsonl holds
+them, so that what a run has spent in all, pilots and branches included, is read from there, whichever processes it
+took. A completion costs the same whether the sampler or a server drew it. Probes of references are not counted: each
+problem is probed once a process.
 """
 
+import collections
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mixdistill.generation.drawn import Drawn
+from mixdistill.generation.measures import Sums
 from mixdistill.objective import Tally
 from mixdistill.recipe.parameters import TeacherGradients
 from mixdistill.students import flops
@@ -22,14 +27,17 @@ class Spending(NamedTuple):
 
     seen: int  # targets
     trained: int  # of these, kept by some term's gates
-    flops: float
+    flops: float  # of all
+    drawn: int = 0  # tokens of the student's completions and answers
+    drawing: float = 0.0  # FLOPs, of these
 
     def plus(self, other: "Spending") -> "Spending":
         """Both."""
-        return Spending(self.seen + other.seen, self.trained + other.trained, self.flops + other.flops)
+        return Spending(*(a + b for a, b in zip(self, other, strict=True)))
 
     def __str__(self) -> str:
-        return f"{self.seen:,} tokens seen, {self.trained:,} trained on, {self.flops:.3g} FLOPs"
+        said = f"{self.seen:,} tokens seen, {self.trained:,} trained on, {self.flops:.3g} FLOPs"
+        return said + (f" ({self.drawing:.3g} of them to draw {self.drawn:,} tokens)" if self.drawn else "")
 
 
 NOTHING = Spending(0, 0, 0.0)
@@ -43,6 +51,18 @@ def of_train_step(
     each = [_of_sequence(student, int(size), gradients, num_teachers) for size in sizes]
     total = float(np.dot(each, counts))
     return {"flops": Tally(np.float64(total), np.float64(1.0))}  # pyright: ignore[reportArgumentType]
+
+
+def of_drawing(student: Student, drawn: Drawn) -> Sums:
+    """The tallies "answers/tokens" and "answers/flops" of answers to problems."""
+    tokens = float(sum(len(said.tokens) for said in drawn.completions))
+    return {"answers/tokens": (tokens, 1.0), "answers/flops": (drawing(student, drawn), 1.0)}
+
+
+def drawing(student: Student, drawn: Drawn) -> float:
+    """FLOPs of the completions."""
+    sizes = [(len(p), len(said.tokens)) for p, said in zip(drawn.prompts, drawn.completions, strict=True)]
+    return float(sum(flops.drawing_of(student, *size) * count for size, count in collections.Counter(sizes).items()))
 
 
 def _of_sequence(student: Student, size: int, gradients: TeacherGradients | None, num_teachers: int) -> float:
@@ -61,7 +81,10 @@ def spending(lines: Iterable[Mapping[str, Any]]) -> dict[str, Spending]:
     found: dict[str, Spending] = {}
     for line in lines:
         seen = sum((line["weights"].get("teacher/tokens") or {}).values())
-        now = Spending(round(seen), round(_sum(line, "kept")), _sum(line, "flops"))
+        drawing = _sum(line, "rollout/flops") + _sum(line, "answers/flops")
+        drawn = _sum(line, "rollout/tokens") + _sum(line, "answers/tokens")
+        spent = _sum(line, "flops") + drawing
+        now = Spending(round(seen), round(_sum(line, "kept")), spent, round(drawn), drawing)
         found[line["stage"]] = found.get(line["stage"], NOTHING).plus(now)
     return found
 

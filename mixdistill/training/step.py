@@ -147,6 +147,17 @@ def compile_train_step(step: TrainStep, mesh: Mesh, rules: Rules, student: Stude
     return jax.jit(sharded, donate_argnums=0)
 
 
+def compile_change(
+    change: Callable[[TrainState, Any], TrainState], mesh: Mesh, rules: Rules, student: Student
+) -> Callable[[TrainState, Any], TrainState]:
+    """A compiled change of the state between train steps, which is donated and stays where `rules` put it."""
+
+    def sharded(state: TrainState, given: Any) -> TrainState:
+        return jax.lax.with_sharding_constraint(change(state, given), state_shardings(state, student, mesh, rules))
+
+    return jax.jit(sharded, donate_argnums=0)
+
+
 def _split_rows(batch: Batch, mesh: Mesh, rules: Rules) -> Batch:
     """Tokens of a row on the devices that the rules give them; a batch is placed by whole rows."""
     if not rules.mesh_axes("sequence"):

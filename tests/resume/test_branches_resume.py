@@ -1,6 +1,9 @@
 """Branches and averages in whole runs: cut anywhere they end the same; pilots decide who is in the stages after."""
 
 import dataclasses
+import os
+import signal
+import time
 from pathlib import Path
 
 import jax
@@ -9,14 +12,17 @@ import pytest
 
 from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError
+from mixdistill.generation.rollouts import HeldOut
 from mixdistill.losses import cross_entropy
 from mixdistill.objective import Objective, Term
 from mixdistill.optimizers import OptimizerConfig
 from mixdistill.recipe import Recipe, Stage, load
 from mixdistill.recipe.parameters import Merge, PilotMix, TeacherGradients
+from mixdistill.training.history import read_ledger
 from mixdistill.training.hooks import read_metrics
 from mixdistill.training.job import build
 from mixdistill.training.loop import run
+from mixdistill.training.spending import in_all
 from mixdistill.training.workdir import open_trained
 
 TOY = load(f"{Path(__file__).parent / 'toy_recipes.py'}:steered").student
@@ -96,6 +102,73 @@ def test_pilots_decide_who_is_in_later_stages(chain_shards, compiled, tmp_path):
     assert all(last["weights"]["teacher/tokens"].values())
 
 
+INTERRUPT: list[bool] = []
+
+
+def remainder(rollouts):
+    """Stands for a verifier: the student here solves nothing, and its answers change as it learns. May send a signal
+    in the middle of its work."""
+    if INTERRUPT:
+        INTERRUPT.clear()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    return [1 - sum(map(ord, rollout.text)) % 7 / 7 for rollout in rollouts]
+
+
+def of_train_step(lines, name):
+    return {line["train_step"]: line["metrics"][name] for line in lines if name in line["metrics"]}
+
+
+def without_clocks(line):
+    return {name: value for name, value in line["metrics"].items() if name not in ("mfu", "tokens_per_second")}
+
+
+def test_pilots_judged_by_their_answers_cut_in_the_middle_end_the_same(chain_shards, compiled, tmp_path):
+    """The control and two candidates, of two train steps each. Stopped while the control is being asked,
+    and killed in the last pilot."""
+    exam = HeldOut(shards=str(chain_shards.path), judges={"remainder": remainder}, every=99, problems=16, max_new=6)
+    pilots = Stage(
+        "pilots",
+        99,
+        mixture(chain_shards, turns=2, anchor="F", control=True),
+        IMITATE,
+        branches=PilotMix(limit=99.0, slack=0.0),
+        held_out=exam,
+    )
+    pool = Stage("pool", 2, mixture(chain_shards, weights={"F": 1.0, "B": 1.0, "H": 1.0}))
+    recipe = dataclasses.replace(
+        recipe_of(chain_shards, pilots, pool), optimizer=OptimizerConfig(learning_rate=0.3, warmup=0.0)
+    )
+    whole = train(recipe, tmp_path / "whole")
+    lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    taught = [{name for name, count in line["weights"]["teacher/tokens"].items() if count} for line in lines]
+    assert taught[:6] == [{"F"}] * 2 + [{"B", "F"}] * 2 + [{"F", "H"}] * 2
+    right = of_train_step(lines, "held_out/remainder")
+    assert list(right) == [2, 4, 6]  # when a pilot ends, whatever `every` says
+    (said,) = [line for line in read_ledger(tmp_path / "whole" / "ledger.jsonl") if line.get("event") == "pilots"]
+    assert said["accuracy"] == pytest.approx({"F": right[2], "B": right[4], "H": right[6]}, abs=1e-5)
+    passed = [name for name, step in (("B", 4), ("H", 6)) if right[step] >= right[2]]
+    assert said["admitted"] == ["F", *passed]
+    assert len(passed) == 1  # the answers do tell the candidates apart
+    assert said["judge"] == "remainder"
+    assert all(who <= {"F", *passed} for who in taught[6:])
+    assert all(line["metrics"].get("answers/flops", 1) > 0 for line in lines)
+    answered = of_train_step(lines, "answers/tokens")
+    assert in_all(lines).drawn == sum(answered.values())
+    assert in_all(lines).drawing < in_all(lines).flops
+
+    INTERRUPT.append(True)
+    stopped = train(recipe, tmp_path / "cut")
+    assert stopped.stopped_by
+    assert stopped.position.pending
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "cut", cut(6))
+    resumed = train(recipe, tmp_path / "cut")
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
+    again = read_metrics(tmp_path / "cut" / "metrics.jsonl")
+    assert [without_clocks(line) for line in again] == [without_clocks(line) for line in lines]
+
+
 def test_the_average_is_saved_and_judged(chain_shards, compiled, tmp_path):
     recipe = recipe_of(chain_shards, Stage("one", 4, mixture(chain_shards), IMITATE), average=0.5)
     whole = train(recipe, tmp_path / "whole")
@@ -111,6 +184,9 @@ def test_the_average_is_saved_and_judged(chain_shards, compiled, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, saved.params, whole.state.params)
 
 
+EXAM = HeldOut(shards="nowhere", judges={"remainder": remainder}, every=1)
+
+
 @pytest.mark.parametrize(
     ("changes", "stage", "more", "message"),
     [
@@ -119,6 +195,15 @@ def test_the_average_is_saved_and_judged(chain_shards, compiled, tmp_path):
         ({"turns": 2, "anchor": "F"}, {"branches": Merge()}, {}, "go together"),
         ({"turns": 2}, {"branches": Merge(weights={"f": 1.0})}, {}, r"branch 'f'.*F"),
         ({"turns": 2, "anchor": "f"}, {"branches": PilotMix()}, {}, r"anchor 'f'.*F"),
+        ({"turns": 2, "control": True}, {"branches": Merge()}, {}, "name the anchor"),
+        ({"turns": 2, "anchor": "F", "control": True}, {"branches": PilotMix()}, {}, r"control=False"),
+        ({"turns": 2, "anchor": "F"}, {"branches": PilotMix(), "held_out": EXAM}, {}, r"control=True.*own_nll"),
+        (
+            {"turns": 2, "anchor": "F", "control": True},
+            {"branches": PilotMix(judge="od"), "held_out": EXAM},
+            {},
+            "'od'.*remainder",
+        ),
         ({"turns": 2, "anchor": "F", "teachers": ("F",)}, {"branches": PilotMix()}, {}, "all need a weight"),
         ({"turns": 2}, {"branches": Merge()}, {"average": 0.9}, "averages parameters and has branches"),
         ({}, {}, {"average": 1.5}, "average is 1.5"),

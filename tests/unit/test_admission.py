@@ -1,8 +1,10 @@
 """Admission on the chain world: which teachers conflict, which are chosen, and what becomes of the recipe."""
 
+import contextlib
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,10 +16,15 @@ from mixdistill.errors import UserError
 from mixdistill.losses import cross_entropy
 from mixdistill.objective import Objective, Term
 from mixdistill.recipe import Recipe, Stage, show
+from mixdistill.recipe.parameters import Compatible
 from mixdistill.students.families import chain
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.write import write_world
-from mixdistill.training.admission import admit, admit_around, admitted, only, reason
+from mixdistill.training.admission import admit, admit_around, admitted, cost, only, reason
+from mixdistill.training.history import read_ledger
+from mixdistill.training.hooks import read_metrics
+from mixdistill.training.job import build
+from mixdistill.training.loop import run
 
 COVERAGE = {"F": (3, 4), "H": (4, 5), "B": (4, 5), "M": (4, 5), "S": (3, 4, 5)}
 
@@ -137,3 +144,47 @@ def test_completions_are_those_of_the_shards(shards):
         np.testing.assert_array_equal(found.token[found.trace == n], trace.tokens[trace.num_prompt :])
     words = [shards.tokenizer.inner.id_to_token(int(token)) for token in found.token]
     assert [word.isdigit() for word in words] == found.content.tolist()
+
+
+def test_a_recipe_admits_its_teachers_before_the_first_train_step(shards, admission, tmp_path):
+    """Decided once, counted and told; whoever is kept apart is in no stage."""
+    plain = recipe(shards, num_train_steps=2)
+    stage = dataclasses.replace(plain.stages[0], source=dataclasses.replace(plain.stages[0].source, rows=4))
+    both = (stage, dataclasses.replace(stage, name="again", objective=None))
+    prompts = tuple(problem.prompt for problem in CHAIN.problems(0, "validation", 60))
+    student = dataclasses.replace(plain.student, layers=1, unroll=1)
+    settings = {"student": student, "stages": both, "log_every": 1, "checkpoint_every": 3}
+    mixed = dataclasses.replace(plain, admission=Compatible(prompts=prompts, num_traces=300), **settings)
+
+    def killed(event):
+        if event.kind == "train_step" and event.train_step == 2:
+            raise KeyboardInterrupt
+
+    for hooks in ([killed], []):  # before there is a checkpoint: it is decided once more, and told once
+        with contextlib.suppress(KeyboardInterrupt):
+            run(mixed, tmp_path / "run", hooks=hooks, devices=jax.devices()[:1], quiet=True)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    taught = [{name for name, count in line["weights"]["teacher/tokens"].items() if count} for line in lines]
+    assert len(taught) == 4
+    assert set().union(*taught) == set(admission.teachers) == {"F", "H"}
+    (said,) = [line for line in read_ledger(tmp_path / "run" / "ledger.jsonl") if line.get("event") == "admission"]
+    assert (said["together"], said["apart"]) == (["F", "H"], ["B", "M", "S"])
+    assert said["cpu_seconds"] > 0
+    mean = shards.index["num_tokens"].mean()
+    assert said["read"] == pytest.approx(300 * len(COVERAGE) * mean, rel=0.05)
+    assert "admission.num_traces = 300" in show(mixed)
+
+
+def test_a_stage_that_admission_leaves_without_teachers_is_named(shards):
+    alone = dataclasses.replace(recipe(shards, num_train_steps=1).stages[0], name="alone")
+    alone = dataclasses.replace(alone, source=dataclasses.replace(alone.source, weights={"B": 1.0}))
+    everybody = recipe(shards, num_train_steps=1)
+    mixed = dataclasses.replace(everybody, stages=(*everybody.stages, alone), admission=Compatible(num_traces=300))
+    with pytest.raises(UserError, match=r"'alone'.*F and H are compatible"):
+        build(mixed, jax.devices()[:1])
+
+
+def test_what_admission_read_and_took(admission, shards):
+    assert admission.read == int(shards.index["num_tokens"].sum())  # 1000 traces of each are all there are
+    assert admission.cpu_seconds > 0
+    assert cost(admission).startswith(f"{admission.read:,} tokens of traces read in ")

@@ -1,15 +1,19 @@
 """What a run says that it has spent, against counts by hand."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from mixdistill.generation.drawn import Drawn
+from mixdistill.generation.rewards import Rewards
+from mixdistill.generation.sampler import Generated
 from mixdistill.recipe.parameters import TeacherGradients
 from mixdistill.students.config import DecoderConfig
 from mixdistill.students.decoder import make_student
 from mixdistill.students.families import tiny
-from mixdistill.students.flops import forward, forward_parts, learning, learning_of
+from mixdistill.students.flops import drawing_of, forward, forward_parts, learning, learning_of
 from mixdistill.students.student import Student
-from mixdistill.training.spending import Spending, in_all, of_train_step, spending
+from mixdistill.training.spending import Spending, in_all, of_drawing, of_train_step, spending
 
 
 def test_a_forward_pass_by_hand():
@@ -54,5 +58,23 @@ def test_lines_add_up_by_stage():
     assert in_all(lines) == Spending(14, 9, 22.0)
     assert str(in_all(lines)) == "14 tokens seen, 9 trained on, 22 FLOPs"
     assert in_all([]) == Spending(0, 0, 0.0)
-    drawn = {"stage": "r", "metrics": {"kept": None}, "weights": {"kept": 0.0}}  # nothing is known of its cost
-    assert in_all([drawn]) == Spending(0, 0, 0.0)
+    nothing = {"stage": "r", "metrics": {"kept": None}, "weights": {"kept": 0.0}}
+    assert in_all([nothing]) == Spending(0, 0, 0.0)
+    metrics = {"flops": 5.0, "rollout/flops": 2.0, "rollout/tokens": 30.0, "answers/flops": 4.0, "answers/tokens": 10.0}
+    drawn = {"stage": "r", "metrics": metrics, "weights": {name: 2.0 for name in metrics}}
+    assert in_all([drawn]) == Spending(0, 0, 22.0, 80, 12.0)
+    assert str(in_all([drawn])) == "0 tokens seen, 0 trained on, 22 FLOPs (12 of them to draw 80 tokens)"
+
+
+def test_drawing_goes_through_the_vocabulary_for_new_tokens_alone():
+    student, config = make_student(tiny(64)), tiny(64)
+    parts = forward_parts(config, 5)
+    each = parts["layers"] + parts["attention"] + 2 * 64 * config.embed * 2
+    assert drawing_of(student, 3, 2) == each < forward(config, 5)
+    said = [Generated(np.zeros(2, np.int32), np.zeros(2, np.float32), True, np.zeros(0, np.float32))] * 4
+    nothing = np.zeros(4, np.int32)
+    drawn = Drawn(nothing, nothing, [[1, 2, 3]] * 4, said, Rewards(nothing, {}), nothing, nothing)
+    found = of_drawing(student, drawn)
+    assert found == {"answers/tokens": (8.0, 1.0), "answers/flops": (pytest.approx(4 * each), 1.0)}
+    foreign = Student(lambda key: {"w": jnp.zeros((3, 5))}, lambda p, b: None, lambda p: None, {}, 5)  # type: ignore[arg-type]
+    assert drawing_of(foreign, 3, 2) == 2 * 15 * 5
