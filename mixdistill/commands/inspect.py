@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
     for name in ("workers", "max_traces"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
-    if (args.second_opinion or args.pilot is not None) and not args.student:
-        raise UserError("pilots are trained from a student: give --student with --pilot and --second-opinion")
-    if args.pilot is not None:
-        pilots.check_pilots(args, shards)
+    if (args.second_opinion or args.pilot is not None or args.pairwise is not None) and not args.student:
+        raise UserError(
+            "pilots are trained from a student: give --student with --pilot, --pairwise and --second-opinion"
+        )
+    pilots.check_pilots(args, shards)
     found = inspect(shards, workers=args.workers, against=_prompts(args.against))
     if args.student:
         _add_student(found, shards, args)
@@ -101,6 +102,10 @@ def _add_student(found: dict, shards, args: argparse.Namespace) -> None:
         pilots.add_second_opinions(found["teachers"], shards, opened, plan)
     if args.pilot is not None:
         found["pilots"] = pilots.mix_table(shards, opened, args.pilot, plan)
+    if args.pairwise is not None:
+        added = pilots.pairwise(shards, opened, args.pairwise, plan)
+        found["pairs"] |= added["pairs"]
+        found["pairwise"] = added["pairwise"]
     conclude(found)
 
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from mixdistill.training.pilots import Plan
 
 
+MOST_ANCHORS = 12  # of --pairwise: as many pilots, and 132 classifiers
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to train, and how much."""
     group = parser.add_argument_group("pilots of the student", "short trainings, in memory; each tells what it costs")
@@ -25,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="TEACHER",
         help="a table of mixes: these teachers (default: all) alone, by twos and together",
+    )
+    group.add_argument(
+        "--pairwise",
+        nargs="*",
+        metavar="TEACHER",
+        help="undecidable disagreement of each of these teachers (default: all) with every other: one pilot each",
     )
     group.add_argument("--pilot-tokens", type=int, default=80_000, help="targets of a pilot (default: %(default)s)")
     group.add_argument(
@@ -47,7 +56,34 @@ def check_pilots(args: argparse.Namespace, shards: "Shards") -> None:
     """Before anything is computed. Raises `UserError` for teachers that are unknown or too many."""
     from mixdistill.training.pilot_mix import check_teachers
 
-    check_teachers(shards, args.pilot)
+    if args.pilot is not None:
+        check_teachers(shards, args.pilot)
+    if args.pairwise is not None:
+        _check_pairwise(shards, args.pairwise)
+
+
+def pairwise(shards: "Shards", opened: "Opened", teachers: Iterable[str], plan: "Plan") -> dict[str, Any]:
+    """What `--pairwise` adds: "pairs" (matrices) and "pairwise" (a row an anchor)."""
+    from mixdistill.training.pairwise import matrices, rows, table
+
+    chosen = _check_pairwise(shards, list(teachers))
+    made = rows(shards, opened.student, opened.params, chosen, plan)
+    found = list(_told(made, len(chosen), plan.tokens, lambda row: f"{row.anchor} as the anchor"))
+    return {"pairs": matrices(found, shards.teachers), "pairwise": table(found)}
+
+
+def _check_pairwise(shards: "Shards", teachers: list[str]) -> tuple[str, ...]:
+    from mixdistill.errors import UserError, unknown
+
+    for name in teachers:
+        if name not in shards.teachers:
+            raise unknown("teacher", name, shards.teachers)
+    chosen = tuple(dict.fromkeys(teachers)) or shards.teachers
+    if not 2 <= len(chosen) <= MOST_ANCHORS:
+        raise UserError(
+            f"--pairwise has {len(chosen)} teachers, each of which trains a pilot; name 2 to {MOST_ANCHORS} of them"
+        )
+    return chosen
 
 
 def mix_table(shards: "Shards", opened: "Opened", teachers: Iterable[str], plan: "Plan") -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ def inspect(shards: Shards, *, workers: int = 1, against: Sequence[str] = ()) ->
         "problems": len(shards.problems),
         "student": None,
         "pilots": [],
+        "pairwise": [],
         "teachers": teachers,
         "pairs": {**describe_pairs(shards, found), "conflict": matrix.score, "shared": matrix.shared},
         "clashes": _clashes(shards, continuations, matrix),

@@ -35,6 +35,7 @@ def _parts(inspection: Mapping[str, Any]) -> Iterator[Any]:
         yield from ("", _student_line(inspection["student"]))
         yield from _torn(teachers)
         yield from ("", Text("what misleads about mixtures, and is shown for what it is", style="bold"), _fit(teachers))
+    yield from _pairwise(inspection["pairwise"])
     yield from _pilots(inspection["pilots"])
     yield from _clashes(inspection["clashes"])
     yield from _groups(inspection["groups"])
@@ -99,6 +100,24 @@ def _torn(teachers: Mapping[str, Any]) -> Iterator[Any]:
         table.add_row(escape(name), *map(number, numbers), along, *_second_cells(torn, row), escape(row["verdict"]))
     yield table
     yield from _passages(torn)
+
+
+def _pairwise(rows: list[Mapping[str, Any]]) -> Iterator[Any]:
+    """A line an anchor, a column a teacher: late undecidable disagreement."""
+    if not rows:
+        return
+    cost = f"{len(rows)} pilots of {rows[0]['tokens']:,} tokens, {sum(row['seconds'] for row in rows):.0f} s"
+    head = f"undecidable disagreement of every two, late; conflict above {THRESHOLD}; {cost}"
+    yield from ("", Text(head, style="bold"))
+    names = [row["anchor"] for row in rows]
+    table = Table("anchor", box=None, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(escape(name), justify="right")
+    table.add_column("")
+    for row in rows:
+        cells = [number(row["others"][n]["undecidable_late"]) if n in row["others"] else "-" for n in names]
+        table.add_row(escape(row["anchor"]), *cells, "" if row["learned"] else "too short: not learned")
+    yield table
 
 
 def _second_titles(torn: Mapping[str, Any]) -> tuple[str, ...]:

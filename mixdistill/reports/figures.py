@@ -11,7 +11,7 @@ from mixdistill.reports.page import Figure
 # Okabe and Ito's colours, told apart with every kind of colour vision; dashes tell the next rounds apart.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C")
 DASHES = ("solid", "dash", "dot", "dashdot")
-MAX_POINTS = 500  # of one line; more are thinned out evenly: no screen shows them
+MAX_POINTS, ALL_POINTS = 500, 20_000  # of one line, and of a plot; more are thinned out evenly: no screen shows them
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float | None]]]  # name -> x, y
 
@@ -28,8 +28,9 @@ def lines(
     share_x: bool = False,
 ) -> Figure:
     """A line for each series. `percent`: y is a share; `whole`: all of its range is shown; `share_x`: x is a share."""
+    most = min(MAX_POINTS, max(ALL_POINTS // max(len(series), 1), 2))
     data = [
-        {"type": "scatter", "mode": "lines", "name": label(name), "line": style(n), **_points(*points)}
+        {"type": "scatter", "mode": "lines", "name": label(name), "line": style(n), **_points(*points, most)}
         for n, (name, points) in enumerate(series.items())
     ]
     vertical: dict[str, Any] = {"title": {"text": y}}
@@ -162,8 +163,8 @@ def style(n: int) -> dict[str, Any]:
     return {"color": COLORS[n % len(COLORS)], "dash": DASHES[n // len(COLORS) % len(DASHES)], "width": 2}
 
 
-def _points(x: Sequence[float], y: Sequence[float | None]) -> dict[str, Any]:
-    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), MAX_POINTS)).astype(int)) if len(x) else []
+def _points(x: Sequence[float], y: Sequence[float | None], most: int) -> dict[str, Any]:
+    kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), most)).astype(int)) if len(x) else []
     return {
         "x": [x[i] for i in kept],
         "y": [_gap(y[i]) for i in kept],

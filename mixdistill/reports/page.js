@@ -5,8 +5,18 @@ const root = document.documentElement;
 const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 const drawn = new Set();
 
-/* Figures: drawn when they come near the window. */
+/* Figures: drawn when they come near the window, and the library is compiled when the first of them is: a page opens
+   with its words and tables, whatever there is to plot. */
+function library() {
+  const source = document.getElementById("plotly");
+  if (!source) return;
+  const script = document.createElement("script");
+  script.textContent = source.textContent;
+  source.remove();
+  document.head.append(script);
+}
 function draw(box) {
+  library();
   const figure = FIGURES[box.id];
   const layout = structuredClone(figure.layout);
   const narrow = box.clientWidth < 560;
@@ -28,7 +38,7 @@ const FIGURES = read("figures");
 const near = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) { near.unobserve(entry.target); draw(entry.target); }
 }, { rootMargin: "300px" });
-document.querySelectorAll(".plot").forEach((box) => near.observe(box));
+addEventListener("load", () => setTimeout(() => document.querySelectorAll(".plot").forEach((box) => near.observe(box))));
 
 /* Light and dark. */
 const toggle = document.getElementById("theme");

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mixdistill.diagnostics.measures import MEASURES
 from mixdistill.diagnostics.undecidable import TAG_THRESHOLD, THRESHOLD
 from mixdistill.reports import figures
@@ -16,7 +18,7 @@ def student_sections(found: Mapping[str, Any]) -> list[Section]:
     """Nothing without a student."""
     if not found["student"]:
         return []
-    return [_undecidable(found["teachers"]), _pilots(found["pilots"]), _fit(found)]
+    return [_undecidable(found["teachers"]), _pairwise(found), _pilots(found["pilots"]), _fit(found)]
 
 
 def _undecidable(teachers: Mapping[str, Any]) -> Section:
@@ -39,6 +41,53 @@ def _undecidable(teachers: Mapping[str, Any]) -> Section:
     plot = figures.lines("undecidable-profile", words, curves, "place in the trace", "undecidable", share_x=True)
     tables, plots = ([_torn_table(torn)], [plot]) if torn else ([], [])
     return Section("undecidable", "undecidable disagreement", about, tables, plots, list(_passages(torn)))
+
+
+def _pairwise(found: Mapping[str, Any]) -> Section:
+    """Every teacher as the anchor of all others."""
+    rows, names = found["pairwise"], found["pairs"]["teachers"]
+    if not rows:
+        return Section("pairwise", "teacher by teacher")
+    unlearned = ", ".join(f"{row['anchor']} ({number(row['content_nll'])} nats)" for row in rows if not row["learned"])
+    about = (
+        "Undecidable disagreement (late) of the teacher below with a student of the teacher at the left; conflict "
+        f"above {THRESHOLD}, the sign counts. Cost: {len(rows)} pilots of {rows[0]['tokens']:,} tokens, "
+        f"{sum(row['seconds'] for row in rows):.0f} s."
+        + (f" Not learned, so their rows are empty: {unlearned}." if unlearned else "")
+    )
+    columns = [
+        Column("anchor", is_text=True),
+        Column("teacher", is_text=True),
+        *(Column(title) for title in ("late", "all", "disagreement", "decodability")),
+        Column("verdict", is_text=True),
+    ]
+    parts = ("undecidable_late", "undecidable", "disagreement", "decodability")
+    cells = [
+        [Cell(row["anchor"]), Cell(name), *(cell(torn[part]) for part in parts), Cell(torn["verdict"])]
+        for row in rows
+        for name, torn in row["others"].items()
+    ]
+    known = [name for name in names if any(name == row["anchor"] or name in row["others"] for row in rows)]
+    of = [names.index(name) for name in known]
+    words = {
+        "undecidable_late": "Undecidable disagreement (late): what harms.",
+        "disagreement": "Disagreement alone: harmless where it is decodable.",
+        "decodability": "Decodability of the disagreement from the last six tokens.",
+    }
+    plots = [
+        figures.heat_map(
+            f"pairs-{part}",
+            f"{about} Down: the anchor; across: the teacher that its student reads.",
+            known,
+            figures.array(found["pairs"][part])[np.ix_(of, of)],
+            "share",
+            low=0,
+            high=1 if part == "decodability" else 0.5,
+        )
+        for part, about in words.items()
+    ]
+    tables = [Table("undecidable disagreement, pair by pair", columns, cells)] if cells else []
+    return Section("pairwise", "teacher by teacher", about, tables, plots if cells else [])
 
 
 def _torn_table(torn: Mapping[str, Any]) -> Table:

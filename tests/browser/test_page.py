@@ -96,7 +96,13 @@ def with_student(found: dict) -> dict:
     gain = {"over": "ann", "mean": -0.1, "low": -0.2, "high": 0.0}
     pilot = {"teachers": TEACHERS, "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6}, "own_nll": {TEACHERS[2]: 1.5}}
     pilots = [{**pilot, "gain": gain, "learned": False, "tokens": 100, "seconds": 1.0}]
-    return {**found, "student": student, "pilots": pilots}
+    found["pairs"] |= dict.fromkeys(("undecidable_late", "undecidable", "disagreement", "decodability"), square)
+    others = {name: torn for name in TEACHERS if name != "ann"}
+    anchors = [
+        {"anchor": "ann", "content_nll": 0.1, "learned": True, "tokens": 100, "seconds": 1.0, "others": others},
+        {"anchor": TEACHERS[2], "content_nll": 3.0, "learned": False, "tokens": 100, "seconds": 1.0, "others": {}},
+    ]
+    return {**found, "student": student, "pilots": pilots, "pairwise": anchors}
 
 
 def opened(browser, page, width: int = 1280, dark: bool = False):
@@ -266,7 +272,9 @@ def test_two_hundred_runs_are_drawn(browser, tmp_path):
     opened(browser, tmp_path / "study.html")
     loaded = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
     wait(browser, f"{loaded} > 0")
-    print(f"200 runs: loaded after {browser.execute_script(loaded):.0f} ms")
+    wait(browser, "return document.querySelector('.plot .main-svg')")
+    plotted = browser.execute_script("return performance.now()")
+    print(f"200 runs: loaded after {browser.execute_script(loaded):.0f} ms, plotted after {plotted:.0f} ms")
     draw_all(browser)
     assert browser.execute_script("return document.querySelectorAll('.plot .scatterlayer .trace').length") == 200
     assert browser.execute_script("return document.querySelectorAll('tbody tr').length") == 200

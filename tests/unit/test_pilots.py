@@ -1,5 +1,6 @@
 """Pilots: their batches by hand, what they learn, the second opinion, and the pilot-mix table, on two tiny worlds."""
 
+import dataclasses
 import io
 import json
 
@@ -13,13 +14,15 @@ from mixdistill.data.sequences import Scored
 from mixdistill.diagnostics.undecidable import SecondOpinion, agreed
 from mixdistill.errors import UserError
 from mixdistill.evaluation.disagreement import add_second_opinion
-from mixdistill.reports.card import _pilots, _torn
+from mixdistill.reports.card import _pairwise, _pilots, _torn
 from mixdistill.students.decoder import make_student
 from mixdistill.students.families import tiny
 from mixdistill.students.weights import save_hf
 from mixdistill.traces.prepare import prepare_traces
 from mixdistill.traces.tokenizer import word_level
 from mixdistill.traces.trace import Step, Trace, Verdict
+from mixdistill.training.pairwise import matrices, rows
+from mixdistill.training.pairwise import table as pairwise_table
 from mixdistill.training.pilot_mix import Pilot, check_teachers, mixes, table
 from mixdistill.training.pilots import Pilots, Plan, _in_turn, content_nll, read_sequences
 from mixdistill.training.second_opinion import unused_token
@@ -111,10 +114,11 @@ def test_inspect_trains_them_on_request(shards, anchor, tmp_path, capsys, monkey
     command += ["--student", str(tmp_path / "up"), "--anchor", "up", "--max-traces", "20"]
     command += ["--pilot-tokens", "40000", "--pilot-learning-rate", "0.01"]
     page = tmp_path / "page.html"
-    assert main([*command, "--second-opinion", "--pilot", "up", "down", "--json", "--html", str(page)]) == 0
+    asked = ["--second-opinion", "--pilot", "up", "down", "--pairwise", "--json", "--html", str(page)]
+    assert main([*command, *asked]) == 0
     told = capsys.readouterr()
     found = json.loads(told.out)
-    for words in ("pilots: 2 times 80,000 tokens", "pilots: 3 times 40,000 tokens", "pilot 3 of 3: up + down"):
+    for words in ("pilots: 2 times 80,000 tokens", "pilots: 3 times 40,000 tokens", "3: up + down", "up as the anchor"):
         assert words in told.err
     torn = found["teachers"]["down"]["undecidable"]
     assert torn["disagreement"] > 0.3
@@ -147,8 +151,33 @@ def test_inspect_trains_them_on_request(shards, anchor, tmp_path, capsys, monkey
     assert down["accuracy"]["mean"] < 0.2  # its answers are not those of the reference
     assert up["own_nll"]["up"] < 0.1 < both["own_nll"]["up"]
     assert both["gain"]["over"] == "up"
-    for words in ("clashes undecidably with up", "which the student gives", "up + down"):
+    # Whoever is the anchor: down clashes with both, up and same with nobody else.
+    assert found["pairs"]["teachers"] == ["down", "same", "up"]
+    late = found["pairs"]["undecidable_late"]
+    assert [[late[i][j] is None for j in range(3)] for i in range(3)] == np.eye(3, dtype=bool).tolist()
+    assert min(late[0][1], late[0][2], late[1][0], late[2][0]) > 0.13
+    assert max(late[1][2], late[2][1]) < 0.05
+    assert found["pairs"]["disagreement"][2][0] > 0.3
+    anchors = {row["anchor"]: row for row in found["pairwise"]}
+    assert all(row["learned"] and row["tokens"] == 40_000 for row in anchors.values())
+    assert anchors["same"]["others"]["down"]["verdict"] == "conflict"
+    assert anchors["same"]["others"]["up"]["conflict"] is False
+    for words in ("clashes undecidably with up", "which the student gives", "up + down", "teacher by teacher"):
         assert words in page.read_text()
+
+
+def test_a_pilot_that_has_not_learned_its_teacher_says_nothing_of_the_others(shards, capsys):
+    (row,) = rows(shards, STUDENT, PARAMS, ("up",), dataclasses.replace(PLAN, tokens=100))
+    assert not row.learned
+    assert row.others == {}
+    assert np.isnan(matrices([row], shards.teachers)["undecidable_late"]).all()
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(*_pairwise(pairwise_table([row])))
+    assert "too short: not learned" in console.export_text()
+    for wrong, words in (["up"], "1 teachers"), (["up", "dwn"], "did you mean 'down'"):
+        command = ["inspect", str(shards.path), "--student", "nowhere", "--pairwise", *wrong]
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_the_card_shows_both_opinions_and_pilots():
