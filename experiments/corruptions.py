@@ -43,6 +43,18 @@ def shuffled(trace: Trace, other: Trace, rng: random.Random) -> Trace:
     return dataclasses.replace(trace, steps=(*rng.sample(reasoning, len(reasoning)), answer))
 
 
+def scrambled(trace: Trace, other: Trace, rng: random.Random) -> Trace:
+    """The words of the reasoning in random order, as one step."""
+    *reasoning, answer = trace.steps
+    words = " ".join(step.text for step in reasoning).split()
+    return dataclasses.replace(trace, steps=(Step(" ".join(rng.sample(words, len(words))) + " "), answer))
+
+
+def filled(word: str) -> Kind:
+    """Every word of the reasoning replaced by this one."""
+    return lambda trace, other, rng: rewritten(trace, lambda step: [word] * len(step))
+
+
 def thinned(share: float) -> Kind:
     """Every step of the reasoning is left out with this probability."""
 
@@ -60,6 +72,11 @@ def without_words(words: Collection[str]) -> Kind:
         return rewritten(trace, lambda step: [word for word in step if word not in words])
 
     return drop
+
+
+def by(world: World, teacher: str) -> Kind:
+    """What another teacher writes about the same problem."""
+    return lambda trace, other, rng: world.trace(world.problem_of(trace.prompt), teacher)
 
 
 def in_part(kind: Kind, share: float) -> Kind:

@@ -68,6 +68,20 @@ def test_shuffled(world):
     assert judged(world, wrong)[:2] == (True, False)
 
 
+def test_scrambled(world):
+    one, _, wrong = made(corruptions.scrambled, world)
+    assert sorted(wrong.text.split()) == sorted(one.text.split())
+    assert wrong.steps[-1] == one.steps[-1]
+    assert judged(world, wrong)[:2] == (True, False)
+
+
+def test_filled():
+    one, _, wrong = made(corruptions.filled("check"), WALK)
+    assert [len(step.split()) for step in words(wrong)] == [len(step.split()) for step in words(one)]
+    assert set("".join(words(wrong)).split()) == {"check"}
+    assert wrong.steps[-1] == one.steps[-1]
+
+
 def test_thinned(world):
     one, _, wrong = made(corruptions.thinned(0.5), world)
     left = iter(words(one))
@@ -94,6 +108,12 @@ def test_a_step_that_loses_all_its_words_is_no_step():
     one, _, wrong = made(corruptions.without_words(set(two(WALK, "F")[0].steps[0].text.split())), WALK, teacher="F")
     assert words(wrong)[0] != words(one)[0]
     assert all(words(wrong))
+
+
+def test_by_another_teacher():
+    one, _, other = made(corruptions.by(WALK, "H"), WALK, teacher="F")
+    assert (other.teacher, other.prompt) == ("H", one.prompt)
+    assert judged(WALK, other)[:2] == (True, True)
 
 
 def test_in_part():
