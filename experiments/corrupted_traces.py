@@ -83,19 +83,19 @@ def verdict(results: Results) -> Verdict:
     cost = {arm: results.difference(arm, "correct", "test") for arm in PLAIN if arm != "correct"}
     cost["keywords dropped"] = results.difference("hedged, keywords dropped", "hedged", "test")
     size = {name: size_of(found) for name, found in cost.items()}
-    swap = size["swapped"] == "little"
-    structure = size["steps shuffled"] == size["a third of the steps deleted"] == "much"
-    content = size["half of the answers wrong"] == size["keywords dropped"] == "little"
-    outcome = (
-        "holds" if swap and structure and content else "holds in part" if swap or structure or content else "overturned"
-    )
+    claims = {
+        "swap": size["swapped"] == "little",
+        "structure": size["steps shuffled"] == size["a third of the steps deleted"] == "much",
+        "content": size["half of the answers wrong"] == size["keywords dropped"] == "little",
+    }
+    outcome = "holds" if all(claims.values()) else "holds in part" if any(claims.values()) else "overturned"
     if results.interval("correct", "test").low < 0.5:
         outcome = "not testable at this scale"
     told = {name: f"{size[name]} ({signed(found)})" for name, found in cost.items()}
     far = signed(results.difference("swapped", "correct", "long"))
     words = (
-        f"Traces of other problems cost {told['swapped']}, on longer walks {far}: "
-        f"here the trace {'need not be' if swap else 'carries the computation and has to be'} that of the problem."
+        f"Traces of other problems cost {told['swapped']}, on longer walks {far}: here the trace "
+        f"{'need not be' if claims['swap'] else 'carries the computation and has to be'} that of the problem."
     )
     more = (
         f"No reasoning at all costs {told['no reasoning']}. Structure: shuffled steps cost {told['steps shuffled']}, "
