@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on", choices=("local", "slurm"), default="local", help="where it runs (default: %(default)s)"
     )
+    parser.add_argument("--rows-only", action="store_true", help="no table: others are making rows at the same time")
     parser.add_argument(
         "--check", action="store_true", help="run the arms and seeds again and compare them, bit for bit"
     )
@@ -51,23 +52,31 @@ def run(args: argparse.Namespace) -> int:
         from mixdistill.studies.slurm import submit
 
         return submit(what, todo, args.tiny)
-    return _sweep(what, todo, args.jobs)
+    print(f"study {study.name}: {len(todo)} rows to make, {len(what.finished())} are there", flush=True)
+    if todo and not _rows(what, todo, args.jobs):
+        return 130
+    return 0 if args.rows_only else _publish(what)
 
 
-def _sweep(what: "Sweep", todo: Sequence[tuple[str, int]], jobs: int) -> int:
-    from mixdistill.studies.publish import publish, results_of, table
+def _rows(what: "Sweep", todo: Sequence[tuple[str, int]], jobs: int) -> bool:
+    """False when interrupted."""
     from mixdistill.studies.sweep import sweep
 
-    have = len(what.finished())
-    print(f"study {what.study.name}: {len(todo)} rows to make, {have} are there", flush=True)
-    if todo:
-        what.runs.mkdir(parents=True, exist_ok=True)
-        try:
-            sweep(what, todo, jobs)
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from there", file=sys.stderr)
-            return 130
+    what.runs.mkdir(parents=True, exist_ok=True)
+    try:
+        sweep(what, todo, jobs)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        return False
+    return True
+
+
+def _publish(what: "Sweep") -> int:
+    from mixdistill.studies.publish import publish, results_of, table
+
     found = list(what.finished().values())
+    if not found:
+        raise UserError(f"study {what.study.name} has no row yet")
     verdict = publish(what.study, found, what.results)
     print(table(what.study, results_of(what.study, found)))
     print(f"{verdict.outcome}: {verdict.words}\n{what.results}/verdict.md")
