@@ -48,7 +48,7 @@ KINDS = {
     "form without content": corruptions.by(WALK, "W"),
     "neither": corruptions.filled("check"),
 }
-FIRST = {"worthless form first": ("walk", "form without content"), "other world first": ("chain", "F")}
+FIRST = {"worthless form first": "form without content", "other world first": "F"}  # teacher of the first half
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +78,17 @@ def run(cell: Cell) -> Row:
 def _stages(cell: Cell) -> list[Stage]:
     tokens, half = cell.size.tokens, cell.size.tokens // 2
     if cell.arm in KINDS:
-        return [arms.imitate(cell.data / "walk", tokens, [cell.arm], seed=cell.seed)]
-    right = arms.imitate(cell.data / "walk", half, ["form and content"], seed=cell.seed)
+        return [_imitate(cell, tokens, cell.arm)]
+    right = _imitate(cell, half, "form and content")
     if cell.arm == HALF:
         return [right]
-    world, teacher = FIRST[cell.arm]
-    first = arms.imitate(cell.data / world, half, [teacher], seed=cell.seed)
-    return [dataclasses.replace(first, name="first"), right]
+    return [dataclasses.replace(_imitate(cell, half, FIRST[cell.arm]), name="first"), right]
+
+
+def _imitate(cell: Cell, tokens: int, teacher: str) -> Stage:
+    stage = arms.imitate(cell.data, tokens, [teacher], seed=cell.seed)
+    folders = tuple(str(cell.data / name) for name in ("walk", "chain"))
+    return dataclasses.replace(stage, source=dataclasses.replace(stage.source, shards=folders))
 
 
 def tasks(size: Size) -> dict[str, Task]:

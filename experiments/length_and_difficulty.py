@@ -94,9 +94,10 @@ def verdict(results: Results) -> Verdict:
     if tracks.low > TRACKS:
         outcome = {2: "holds", 1: "holds in part", 0: "overturned"}[len(loose)]
     words = (
-        f"In distribution the length of a trace follows the difficulty (Spearman {tracks} for one teacher); it loosens "
-        f"by {falls['long'].mean:.2f} on longer walks and by {falls['clutter'].mean:.2f} in more clutter, "
-        f"by more than {LOOSE} {'in ' + ' and '.join(loose) if loose else 'in neither'}."
+        f"In distribution the length of a trace {'follows' if tracks.low > TRACKS else 'is not shown to follow'} the "
+        f"difficulty (Spearman {tracks} for one teacher); the correlation falls by {falls['long'].mean:.2f} on longer "
+        f"walks and by {falls['clutter'].mean:.2f} in more clutter: by more than {LOOSE}, with its whole interval, "
+        f"{'in ' + ' and '.join(loose) if loose else 'in neither'}."
     )
     more = (
         f"Falls with intervals: longer walks {signed(falls['long'])}, clutter {signed(falls['clutter'])}; with half of "
@@ -106,8 +107,8 @@ def verdict(results: Results) -> Verdict:
         "Mixed teachers against one with half of the tokens, correlation in distribution: "
         + ", ".join(f"{arm} {signed(cost)}" for arm, cost in costs.items())
         + f"; worse beyond dilution: {', '.join(worse) or 'none'}. About one edge, shorter than anything in training, "
-        f"F's student writes {signed(results.interval('F', 'trivial excess'), 1)} tokens more than F would, "
-        f"and {results.interval('F', 'trivial finished')} of these traces end."
+        f"what F's student writes differs from F's by {signed(results.interval('F', 'trivial excess'), 1)} tokens, and "
+        f"{results.interval('F', 'trivial finished')} of these traces end."
     )
     return Verdict(outcome, words, more)
 
