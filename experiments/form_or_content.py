@@ -119,7 +119,9 @@ def verdict(results: Results) -> Verdict:
     form_alone, odd = cost["form without content"], cost["content in an odd form"]
     gains = {arm: {s: results.difference(arm, HALF, s) for s in SPLITS} for arm in FIRST}
     carries = [arm for arm, of in gains.items() if any(gain.low > 0 for gain in of.values())]
-    if form_alone.low > -LITTLE:
+    if results.interval(full, "test").low < 0.5:
+        outcome = "not testable at this scale"
+    elif form_alone.low > -LITTLE:
         outcome = "holds"
     elif odd.high < -LITTLE or carries:
         outcome = "holds in part"

@@ -128,7 +128,8 @@ def surprisal(trained: Trained, shards: Shards, teacher: str) -> float:
 def verdict(results: Results) -> Verdict:
     """Of every concise teacher that teaches as well as the cautious one in distribution: is it worse out of it?"""
     gap = {arm: {split: results.difference(arm, "cautious", split) for split in SPLITS} for arm in ("concise", "terse")}
-    testable = [arm for arm, of in gap.items() if of["test"].low > -LITTLE]
+    learned = results.interval("cautious", "test").low > 0.5
+    testable = [arm for arm, of in gap.items() if learned and of["test"].low > -LITTLE]
     worse = [arm for arm in testable if any(gap[arm][split].high < 0 for split in SPLITS[1:])]
     outcome = "not testable at this scale"
     if testable:
