@@ -72,7 +72,7 @@ class Results:
     def _outcomes(self, arms: Sequence[str], measure: str, seeds: Sequence[int]) -> np.ndarray | None:
         """bool [arms, seeds, problems]; None where one of them has no outcomes of this name."""
         rows = [[self._by[arm, seed].outcomes.get(measure) for seed in seeds] for arm in arms]
-        return None if any(not some for row in rows for some in row) else np.array(rows, bool)
+        return np.array(rows, bool) if seeds and all(some for row in rows for some in row) else None
 
 
 def _number(row: Row, measure: str) -> float:
