@@ -176,6 +176,8 @@ def verdict(results: Results) -> Verdict:
     new, shown = results.interval(NEW, "in style"), results.interval(SHOWN, "in style")
     parts = [*(found.high < 0 for found in falls.values()), new.low > 0.5]
     outcome = "holds" if all(parts) else "holds in part" if any(parts) else "overturned"
+    if any(results.interval(f"{kind}, one teacher", kind).low < 0.5 for kind in WORLDS):
+        outcome = "not testable at this scale"
     costs = {kind: results.interval(ALONE, f"{kind} cost") for kind in WORLDS}
     beside = {kind: results.interval(BESIDE, f"{kind} cost") for kind in WORLDS}
     words = (

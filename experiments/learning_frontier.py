@@ -194,9 +194,10 @@ def verdict(results: Results) -> Verdict:
         for rule in RULES
     }
     hurts = beyond.high < 0
-    outcome = (
-        "holds" if hurts and all(won.values()) else "holds in part" if hurts or any(won.values()) else "overturned"
-    )
+    parts = [hurts, *won.values()]
+    outcome = "holds" if all(parts) else "holds in part" if any(parts) else "overturned"
+    if results.interval("readable", "test").low < 0.5:
+        outcome = "not testable at this scale"
     winners = [rule for rule, found in won.items() if found]
     words = (
         f"The best refinements by correctness and concision are {signed(beyond)} against the flawed originals, "

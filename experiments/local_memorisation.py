@@ -275,6 +275,8 @@ def verdict(results: Results) -> Verdict:
     mixing = results.difference(f"{mixed}: wrong tokens", f"{single}: wrong tokens", "local")
     parts = [all(one.low > 0.5 for one in shares.values()), all(one.low > 0 for one in more_than_right.values())]
     outcome = "holds" if all(parts) else "holds in part" if any(parts) else "overturned"
+    if results.interval(single, "test").low < 0.5:
+        outcome = "not testable at this scale"
     words = (
         f"Local memorisation is the largest score of {shares[single]} of the wrong tokens with one teacher and of "
         f"{shares[mixed]} with two; against tokens of right answers that is {signed(more_than_right[single])} and "

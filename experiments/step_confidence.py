@@ -34,7 +34,7 @@ from mixdistill.studies.study import Cell, Comparison, Measure, Row, Study, Verd
 from mixdistill.traces.encode import encode_prompt
 from mixdistill.traces.record import EncodedTrace
 from mixdistill.traces.worlds.walk import STATES, WALK
-from mixdistill.traces.worlds.world import Split, Teacher
+from mixdistill.traces.worlds.world import Teacher
 from mixdistill.traces.worlds.write import encode_words, traces, write_world
 from mixdistill.training.workdir import Trained
 
@@ -65,14 +65,8 @@ def _slips(question: Any, rng: random.Random) -> list[str]:
     return steps
 
 
-# Longer walks than WALK's: a mean over the trace has something to dilute.
 WORLD = dataclasses.replace(
     WALK,
-    splits={
-        "train": Split("train", (4, 5, 6), "plain"),
-        "test": Split("test", (4, 5, 6), "plain"),
-        "long": Split("test", (7, 8, 9), "plain"),
-    },
     teachers={"F": WALK.teachers["F"], "S": Teacher(_slips, "F with one wrong state in half of the traces", False)},
 )
 
@@ -81,8 +75,8 @@ WORLD = dataclasses.replace(
 class Size:
     """How large everything is."""
 
-    traces: int = 12_000  # of each teacher
-    tokens: int = 300_000  # completion tokens that a student sees
+    traces: int = 10_000  # of each teacher
+    tokens: int = 240_000  # completion tokens that a student sees
     problems: int = 300  # of each split
     searched: int = 400  # traces among which the flawed ones are to be found
     voted: int = 60  # problems with a vote
@@ -113,7 +107,7 @@ def run(cell: Cell) -> Row:
 
 def _plan(cell: Cell) -> Recipe:
     teacher = "F" if cell.arm == "no flaws" else "S"
-    stage = arms.imitate(cell.data / "shards", cell.size.tokens, [teacher], seed=cell.seed, length=128)
+    stage = arms.imitate(cell.data / "shards", cell.size.tokens, [teacher], seed=cell.seed)
     stages = [stage]
     if cell.arm in GATES:
         first = round(FIRST * cell.size.tokens)
@@ -260,6 +254,8 @@ def verdict(results: Results) -> Verdict:
     aimed = results.difference("contradicted step", "no mask", "test drawn")
     parts = [finding.low > 0, masking.low > 0 and helping.low > 0, votes.low > -0.05 and saved.high < 0]
     outcome = "holds" if all(parts) else "holds in part" if any(parts) else "overturned"
+    if results.interval("no flaws", "test").low < 0.5:
+        outcome = "not testable at this scale"
     words = (
         f"Of three uses of step-wise confidence {sum(parts)} show{'s' if sum(parts) == 1 else ''} the gain: lowest "
         f"step against mean finds flawed traces with an AUROC {signed(finding)} apart; as a mask it is "
