@@ -30,6 +30,9 @@ from mixdistill.training.state import TrainState
 
 FOLDER, DAMAGED = "checkpoints", "damaged"  # inside a workdir
 SPARE_BYTES = 2**20  # descriptions, and what a disk rounds up
+# Orbax's waits go by the wall clock, which may jump by hours, and a slow disk is no reason to stop a run. So they last
+# for ever, and folders are made before `save` returns: waiting for them is bounded otherwise.
+PATIENCE_SECONDS = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,10 @@ class Checkpoints:
         # The folder is made here: with `create` orbax changes the times of one that is there.
         (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._retention, create=False, enable_async_checkpointing=True
+            preservation_policy=self._retention,
+            create=False,
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(timeout_secs=PATIENCE_SECONDS, create_directories_asynchronously=False),
         )
         self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
