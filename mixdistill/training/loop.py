@@ -147,7 +147,7 @@ def _train(run: _Run, state: TrainState, position: Position) -> tuple[TrainState
             arrive(run, pipeline, handover, [(position, tallies)], state)
             if position.train_step % job.recipe.checkpoint_every == 0:
                 _save(run, position.at(pipeline, handover.to_json()), state, regular=True)
-        while not (over(position) or run.stop.asked(position.train_step) or run.guard.stopped):
+        while not (over(position) or run.stop.asked() or run.guard.stopped):
             if run.guard.rolls_back(position.train_step):
                 settle()
                 state = _roll_back(run, position)

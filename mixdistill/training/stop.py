@@ -87,7 +87,7 @@ class Stop:
             thread.join(POLL_SECONDS)
         return done[0]()
 
-    def asked(self, train_step: int | None = None) -> bool:
+    def asked(self) -> bool:
         """True from the first question after the signal, on all processes alike."""
         if jax.process_count() > 1:
             self._asked += 1

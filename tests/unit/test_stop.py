@@ -9,9 +9,9 @@ from mixdistill.training.stop import Stop
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_noted_and_nothing_else_happens(number):
     with Stop() as stop:
-        assert not stop.asked(1)
+        assert not stop.asked()
         signal.raise_signal(number)
-        assert stop.asked(2)
+        assert stop.asked()
         assert stop.signal == number.name
 
 
@@ -36,7 +36,7 @@ def test_outside_the_main_thread_handlers_stay_as_they_are():
 
     def work():
         with Stop() as stop:
-            seen.append((signal.getsignal(signal.SIGTERM), stop.asked(0)))
+            seen.append((signal.getsignal(signal.SIGTERM), stop.asked()))
 
     thread = threading.Thread(target=work)
     thread.start()
