@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,11 +64,14 @@ def _rows(what: "Sweep", todo: Sequence[tuple[str, int]], jobs: int) -> bool:
     from mixdistill.studies.sweep import sweep
 
     what.runs.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         sweep(what, todo, jobs)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
         return False
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return True
 
 

@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -142,8 +143,17 @@ _stopped = False
 def _begin(arrived: Any) -> None:
     """A worker's first act."""
     global _report_to
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; a run that goes on hears it itself
     _report_to = arrived
+
+
+def _leave_with_parent() -> None:
+    """A pool's worker would wait for ever for the next job of a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(number: int, job: Job) -> tuple[Any, float]:

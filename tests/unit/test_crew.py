@@ -3,8 +3,12 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from mixdistill.studies.crew import Crew, Interrupted, Job
@@ -62,3 +66,30 @@ def test_no_process_goes_on_after_an_interruption():
     with pytest.raises(KeyboardInterrupt):
         start()
     assert multiprocessing.active_children() == []
+
+
+PARENT = """
+import sys
+from mixdistill.studies.crew import Crew, Job
+sys.path.insert(0, sys.argv[1])
+from test_crew import slow
+with Crew(1, 1) as crew:
+    crew.do([Job("slow", slow, (sys.argv[2],))])
+"""
+
+
+def slow(path, report):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    note = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(Path(__file__).parent), str(note)])
+    until = time.monotonic() + 60
+    while not (note.exists() and note.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    worker = psutil.Process(int(note.read_text()))
+    parent.kill()
+    parent.wait()
+    worker.wait(timeout=20)  # raises if it is still there
