@@ -88,3 +88,6 @@ def _print(name: str, findings: "list[Finding]") -> None:
     for finding in findings:
         table.add_row(finding.name, WORDS[finding.passed], escape(finding.detail))
     Console().print(table)
+    failed = [finding.name for finding in findings if finding.passed is False]
+    passed = sum(finding.passed is True for finding in findings)
+    print(f"{passed} passed, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}")

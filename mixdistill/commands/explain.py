@@ -29,6 +29,8 @@ def explain(recipe: "Recipe") -> Iterator[str]:
 
     yield from _student(recipe)
     yield f"budget: {_budget(recipe.budget)}; learning rate up to {recipe.optimizer.learning_rate:g}"
+    if recipe.admission:
+        yield f"admission, before the first train step: {recipe.admission}"
     for index, stage in enumerate(recipe.stages):
         source = stage.source
         places = source.rows * source.length
@@ -39,6 +41,8 @@ def explain(recipe: "Recipe") -> Iterator[str]:
         yield f"  cost: {_cost(recipe, stage)}"
         if stage.branches:
             yield f"  branches: {stage.branches}, of {getattr(source, 'turns', None)} train steps each"
+        if stage.verifier:
+            yield f"  pilots are admitted by held_out/{stage.verifier}"
         if stage.teacher_gradients:
             yield f"  {stage.teacher_gradients}"
         yield f"  vocabulary pass here: {_backward(recipe, places)}"

@@ -19,9 +19,10 @@ def explain(objective: Objective) -> str:
         lines += [
             f"  {bound.name} reads {', '.join(bound.needs.values())}" for bound in (*term.bound_gates, term.bound_loss)
         ]
-    lines += ["signals"] + [f"  {name} <- {', '.join(bound.needs.values())}" for name, bound in graph.order.items()]
-    lines.append(f"vocabulary pass: {', '.join(objective.vocabulary_names)}")
-    lines.append(f"batch fields: {', '.join(objective.batch_names)}")
+    signals = [f"  {name} <- {', '.join(bound.needs.values())}" for name, bound in graph.order.items()]
+    lines += ["signals", *signals] if signals else ["signals: none beside the vocabulary pass"]
+    lines.append(f"vocabulary pass: {', '.join(objective.vocabulary_names) or 'nothing'}")
+    lines.append(f"batch fields: {', '.join(objective.batch_names) or 'none'}")
     if objective.memory:
         lines.append(f"memory: {', '.join(objective.memory)}")
     lines.append(f"groups with a common denominator: {'; '.join(', '.join(group) for group in objective.groups)}")
