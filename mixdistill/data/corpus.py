@@ -84,7 +84,7 @@ def open_corpus(mixture: Mixture) -> Corpus:
         counts,
         tuple(open_fields(s, mixture.fields) for s in shards) if mixture.fields else (),
         tags,
-        Damage(mixture.damaged),
+        Damage(mixture.damaged, sum(map(len, pools))),
     )
 
 

@@ -35,8 +35,9 @@ def read_rows(corpus: Corpus, content: np.ndarray, rows: Sequence[Sequence[Place
             folder, index = corpus.locate(place.trace_id)
             try:
                 _fill(batch, columns, size, tag, folder, index, corpus)
+                corpus.damage.well()
             except Exception as error:  # noqa: BLE001 - whatever broken bytes raise, in a library or by their shape
-                corpus.damage.meet(place.trace_id, f"record {index} of {corpus.shards[folder].path}", error)
+                corpus.damage.meet(place.trace_id, corpus.shards[folder].path, index, error)
                 for name, empty in nothing.items():
                     batch[name][columns] = empty
     batch["content"] = content[batch["target"]] & batch["valid"]

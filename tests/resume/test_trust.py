@@ -304,7 +304,8 @@ def test_damaged_records_are_left_out_counted_and_named(chain_shards, compiled, 
     shards = shutil.copytree(chain_shards.path, tmp_path / "shards")
     (path,) = shards.glob("*.array_record")
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    for place in range(500, 9000, 1500):  # each in another record
+        data[place] ^= 1
     path.write_bytes(data)
     made = recipe(shards, guard=Guard(max_damaged=0.5))
     outcome = train(made, tmp_path / "work")
@@ -324,3 +325,11 @@ def test_damaged_records_are_left_out_counted_and_named(chain_shards, compiled, 
     with pytest.raises(UserError, match="was changed"):
         train(dataclasses.replace(made, stages=(strict,)), tmp_path / "strict")
     assert not (tmp_path / "strict").exists()
+
+
+def test_where_no_record_can_be_read_the_run_ends_and_names_the_files(chain_shards, compiled, tmp_path):
+    shards = shutil.copytree(chain_shards.path, tmp_path / "shards")
+    (path,) = shards.glob("*.array_record")
+    path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
+    with pytest.raises(UserError, match=rf"none of \d+ records could be read.*{path.name}.*prepare them again"):
+        train(recipe(shards, guard=Guard(max_damaged=0.99)), tmp_path / "work")
