@@ -9,6 +9,7 @@ problem is probed once a process.
 
 import collections
 import functools
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ class Spending(NamedTuple):
 
     def plus(self, other: "Spending") -> "Spending":
         """Both."""
-        return Spending(*(a + b for a, b in zip(self, other, strict=True)))
+        return Spending._make(map(operator.add, self, other))
 
     def __str__(self) -> str:
         said = f"{self.seen:,} tokens seen, {self.trained:,} trained on, {self.flops:.3g} FLOPs"
