@@ -23,13 +23,16 @@ from orbax.checkpoint import args as ocp_args
 
 from mixdistill.errors import UserError
 from mixdistill.students.student import Params
+from mixdistill.students.trees import nest
 from mixdistill.training import average
+from mixdistill.training.one_array import read_array
 from mixdistill.training.processes import everywhere
 from mixdistill.training.soundness import soundness
 from mixdistill.training.state import TrainState
 
 FOLDER, DAMAGED = "checkpoints", "damaged"  # inside a workdir
 SPARE_BYTES = 2**20  # descriptions, and what a disk rounds up
+CHUNK_BYTES = 2**22  # of an array: what is unpacked at a time when it is read
 # Orbax's waits go by the wall clock, which may jump by hours, and a slow disk is no reason to stop a run. So they last
 # for ever, and folders are made before `save` returns: waiting for them is bounded otherwise.
 PATIENCE_SECONDS = 10**9
@@ -122,7 +125,9 @@ class Checkpoints:
         about: dict[str, Any] = {"position": checkpoint.position, "identity": dataclasses.asdict(checkpoint.identity)}
         about["checksums"] = checkpoint.checksums or soundness(checkpoint.state).checksums
         about["sha256"] = _digest(about)
-        parts = ocp_args.Composite(state=ocp_args.StandardSave(checkpoint.state), about=ocp_args.JsonSave(about))
+        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), checkpoint.state)
+        state = ocp_args.StandardSave(checkpoint.state, save_args=chunks)
+        parts = ocp_args.Composite(state=state, about=ocp_args.JsonSave(about))
         self._retention.pinned = {*pinned, train_step}
         self._manager.save(train_step, args=parts)
 
@@ -213,6 +218,17 @@ class Checkpoints:
         if not averaged:
             return found["params"]
         return jax.tree.map(lambda x, to: x.astype(to.dtype), found["memory"][average.MEMORY], like)
+
+    def read_parameter(self, train_step: int, path: tuple[str, ...]) -> np.ndarray:
+        """One of the parameters, in the host's memory, which holds little beside it. Raises `UserError` if it is
+        damaged."""
+        try:
+            with _damage("its arrays"):
+                found = read_array(self._workdir / FOLDER / str(train_step) / "state", ("params", *path))
+            self._check(train_step, nest({("params", *path): found}))
+        except Damaged as damage:
+            raise self._useless(train_step, damage) from None
+        return found
 
     def _useless(self, train_step: int, damage: Damaged) -> UserError:
         return UserError(

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from mixdistill.errors import UserError
 from mixdistill.recipe import Recipe
@@ -80,11 +79,9 @@ def _saved(workdir: Path, train_step: int | None, recipe: Recipe | None) -> Iter
     with Checkpoints(workdir, keep=None) as checkpoints:
         train_step = existing(workdir, checkpoints.all(), train_step)
         identity, _ = checkpoints.read_identity(train_step)
-        here = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
 
         def read(shapes: Params) -> Params:
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-            return checkpoints.restore_params(train_step, like)
+            return nest({path: checkpoints.read_parameter(train_step, path) for path in flat(shapes)})
 
         student, lora = student_of(identity, recipe), read_adapters(identity.recipe)
         yield Saved(student, lora, read, read_value(identity.recipe, "start"))

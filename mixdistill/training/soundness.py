@@ -1,7 +1,7 @@
 """Is a train state whole? A checksum of every array, equal on every mesh, and whether its numbers are finite."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from mixdistill.optimizers import path_name
 from mixdistill.training.state import TrainState
 
 MIX = 0x9E3779B1  # odd
+BLOCK = 2**16  # elements
 
 
 class Soundness(NamedTuple):
@@ -30,7 +31,7 @@ def soundness(state: TrainState | Mapping[str, Any]) -> Soundness:
     """
     if all(map(_is_on_host, jax.tree.leaves(state))):
         # numpy needs no program, and compiling one takes longer than all checksums of a small run.
-        sums, finite = _measure(np, jax.tree.map(np.asarray, state))
+        sums, finite = _on_host(jax.tree.map(np.asarray, state))
     else:
         sums, finite = jax.device_get(_on_devices(jax.tree.map(jnp.asarray, state)))
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
@@ -45,24 +46,45 @@ def _is_on_host(array: Any) -> bool:
 
 @jax.jit
 def _on_devices(state: Any) -> tuple[jax.Array, jax.Array]:
-    return _measure(jnp, state)
+    finite = functools.reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in _learned(state)], jnp.bool_(True))
+    return jnp.stack([_checksum(jnp, x, _places(x.shape)) for x in jax.tree.leaves(state)]), finite
 
 
-def _measure(xp: ModuleType, state: Any) -> tuple[Any, Any]:
+def _on_host(state: Any) -> tuple[list[int], bool]:
+    """Block by block: what is computed on the way takes several times the room of what it is computed from."""
+    finite = all(np.isfinite(part).all() for x in _learned(state) for _, part in _blocks(x))
+    return [_sum_of_blocks(x) for x in jax.tree.leaves(state)], finite
+
+
+def _learned(state: Any) -> list[Any]:
     learned = (state.params, state.opt_state) if isinstance(state, TrainState) else state
-    numbers = [x for x in jax.tree.leaves(learned) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    finite = functools.reduce(xp.logical_and, [xp.isfinite(x).all() for x in numbers], xp.bool_(True))
-    return xp.stack([_checksum(xp, x) for x in jax.tree.leaves(state)]), finite
+    return [x for x in jax.tree.leaves(learned) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 
-def _checksum(xp: ModuleType, x: Any) -> Any:
+def _blocks(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(places, elements)."""
+    flat = np.ascontiguousarray(x).reshape(-1)
+    for start in range(0, flat.size, BLOCK):
+        part = flat[start : start + BLOCK]
+        yield np.arange(start, start + part.size, dtype=np.int64).astype(np.uint32), part
+
+
+def _sum_of_blocks(x: np.ndarray) -> int:
+    return sum(int(_checksum(np, part, places)) for places, part in _blocks(x)) % 2**32
+
+
+def _places(shape: tuple[int, ...]) -> jax.Array:
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis, length in enumerate(shape):  # a flat index would not split over devices
+        along = jnp.arange(length, dtype=jnp.uint32).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        place = place * jnp.uint32(length) + along
+    return place
+
+
+def _checksum(xp: ModuleType, x: Any, place: Any) -> Any:
     if x.dtype == jnp.bool_:
         bits = x.astype(xp.uint32)
     else:
         bits = x.view({1: xp.uint8, 2: xp.uint16}.get(x.dtype.itemsize, xp.uint32)).astype(xp.uint32)
-    place = xp.zeros(bits.shape, xp.uint32)
-    for axis, length in enumerate(bits.shape):  # a flat index would not split over devices
-        along = xp.arange(length, dtype=xp.uint32).reshape([-1 if a == axis else 1 for a in range(bits.ndim)])
-        place = place * xp.uint32(length) + along
     mixed = (place * xp.uint32(MIX)) ^ (place >> xp.uint32(15))
     return ((bits + xp.uint32(1)) * (mixed << xp.uint32(1) | xp.uint32(1))).sum(dtype=xp.uint32)
