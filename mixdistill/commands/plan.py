@@ -29,11 +29,11 @@ def run(args: argparse.Namespace) -> int:
 
     find(args.topology)
     plans = _ask(args, {"preset": args.preset} if args.preset else {}, args.stage)
-    ranked = _suggest(args, plans[0]) if args.suggest else None
+    tried = _suggest(args, plans[0]) if args.suggest else None
     if args.json:
-        print(json.dumps({"stages": plans} | ({} if ranked is None else {"suggestions": ranked}), indent=1))
+        print(json.dumps({"stages": plans} | ({} if tried is None else _ranked(tried)), indent=1))
     else:
-        _print(args, plans, ranked)
+        _print(args, plans, tried)
     return 0 if all(plan["fits"] for plan in plans) else 1
 
 
@@ -46,28 +46,35 @@ def _ask(args: argparse.Namespace, changes: dict[str, Any], stage: int | None) -
 
 
 def _suggest(args: argparse.Namespace, first: dict[str, Any]) -> list[dict[str, Any]]:
-    from mixdistill.plan.advice import rank, variants
+    """The plans of up to N variants, in the order in which they were compiled."""
+    from mixdistill.plan.advice import settled, variants
 
-    found = []
-    for changes in list(variants(first, first["remat"] is not None))[: args.suggest]:
+    found: list[dict[str, Any]] = []
+    for changes in variants(first, first["remat"] is not None):
+        if settled(changes, found):
+            continue
         try:
             found += _ask(args, changes, args.stage or 0)
         except UserError as error:  # rows or sizes that the variant's mesh does not divide
             found.append({"fits": False, "changes": changes, "error": str(error)})
-    return rank(found)
+        if len(found) == args.suggest:
+            break
+    return found
 
 
-def _print(args: argparse.Namespace, plans: list[dict[str, Any]], ranked: list[dict[str, Any]] | None) -> None:
+def _ranked(tried: list[dict[str, Any]]) -> dict[str, Any]:
+    from mixdistill.plan.advice import rank
+
+    return {"suggestions": rank(tried), "refused": [plan for plan in tried if not plan["fits"]]}
+
+
+def _print(args: argparse.Namespace, plans: list[dict[str, Any]], tried: list[dict[str, Any]] | None) -> None:
     from mixdistill.plan.advice import advice
-    from mixdistill.plan.text import lines
+    from mixdistill.plan.text import lines, suggestions
 
     for plan in plans:
         print("\n".join(lines(plan, args.price)))
         for line in advice(plan):
             print(f"  what would help: {line}")
-    if ranked is not None:
-        print(f"what fits, fastest first ({len(ranked)} of {args.suggest} tried):")
-        for plan in ranked:
-            changed = ", ".join(f"{name}={value}" for name, value in plan["changes"].items())
-            speed = "" if plan["roofline"] is None else f", at best {plan['roofline']['seconds'] * 1e3:,.1f} ms"
-            print(f"  {changed}: {plan['needed'] / GIB:.2f} GiB{speed}")
+    if tried is not None:
+        print("\n".join(suggestions(**_ranked(tried))))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mixdistill.mesh import PRESETS
@@ -39,15 +39,36 @@ def advice(plan: dict[str, Any]) -> list[str]:
 
 
 def variants(plan: dict[str, Any], has_config: bool) -> Iterator[dict[str, Any]]:
-    """Changes to try, cheapest for speed first."""
+    """Changes to try. What needs least memory comes first at each number of microbatches, so that what did not fit
+    rules out what needs more (`settled`)."""
     presets = [name for name in PRESETS if name != "multislice"]
-    remats = ["none", "dots", "full"] if has_config else [None]
-    parts = [n for n in (1, 2, 4, 8) if plan["rows"] % n == 0]
-    for name, remat, number in itertools.product(presets, remats, parts):
+    remats = ["full", "none", "dots"] if has_config else [None]
+    parts = [n for n in (1, 2, 4, 8, 16, 32) if plan["rows"] % n == 0]
+    for number, name, remat in itertools.product(parts, presets, remats):
         yield {"preset": name, "num_microbatches": number, **({"remat": remat} if remat else {})}
 
 
-def rank(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def settled(changes: dict[str, Any], found: Sequence[dict[str, Any]]) -> bool:
+    """Whether the outcome follows from variants that were compiled: one that computes no more again and has no more
+    microbatches fits, so this one is no faster; or one that computes as much again in as many does not fit. A layout
+    that was refused is refused again."""
+    for plan in found:
+        other = plan["changes"]
+        if other["preset"] != changes["preset"]:
+            continue
+        more = _again(changes) >= _again(other) and changes["num_microbatches"] >= other["num_microbatches"]
+        less = _again(changes) <= _again(other) and changes["num_microbatches"] <= other["num_microbatches"]
+        if (plan["fits"] and more) or (not plan["fits"] and less) or "error" in plan:
+            return True
+    return False
+
+
+def _again(changes: dict[str, Any]) -> int:
+    """How much a remat policy computes again."""
+    return ("none", "dots", "full").index(changes.get("remat", "none"))
+
+
+def rank(plans: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What fits, fastest first; then by what is left."""
     fitting = [plan for plan in plans if plan["fits"]]
     return sorted(fitting, key=lambda p: (p["roofline"]["seconds"] if p["roofline"] else 0.0, p["needed"]))

@@ -1,6 +1,6 @@
 """A plan in words, for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 GIB = 2**30
@@ -71,3 +71,29 @@ def _time(plan: dict[str, Any], price: float | None) -> Iterator[str]:
     cost = "" if price is None else f", {hours * plan['chips'] * price:,.2f} at {price:g} a chip-hour"
     spent = f"{hours * plan['chips']:,.1f} chip-hours{cost}"
     yield f"  {plan['tokens_budget']:,} tokens: at least {hours:,.2f} hours, {spent}"
+
+
+def suggestions(suggestions: Sequence[dict[str, Any]], refused: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Of `--suggest`: what fits, ranked, and what does not."""
+    yield f"what fits of {len(suggestions) + len(refused)} that were compiled, fastest first:"
+    for plan in suggestions:
+        size, unit = _unit(plan["needed"])
+        speed = "" if plan["roofline"] is None else f", at best {plan['roofline']['seconds'] * 1e3:,.1f} ms"
+        yield f"  {_changed(plan)}: {plan['needed'] / size:.2f} {unit}{speed}"
+    if not suggestions:
+        yield "  nothing"
+    for plan in refused:
+        yield f"does not fit: {_changed(plan)}: {_why(plan)}"
+
+
+def _changed(plan: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in plan["changes"].items())
+
+
+def _why(plan: dict[str, Any]) -> str:
+    if "error" in plan:
+        return plan["error"]
+    if plan["needed"] is None:
+        return plan["compiler"]["message"]
+    size, unit = _unit(plan["needed"])
+    return f"{(plan['needed'] - plan['capacity']) / size:.2f} {unit} too much"

@@ -13,13 +13,13 @@ import pytest
 
 from mixdistill.errors import UserError
 from mixdistill.plan import worker
-from mixdistill.plan.advice import advice, rank, variants
+from mixdistill.plan.advice import advice, rank, settled, variants
 from mixdistill.plan.aot import _needed
 from mixdistill.plan.collectives import Traffic, collectives
 from mixdistill.plan.flops import flops_per_token
 from mixdistill.plan.memory import by_class
 from mixdistill.plan.roofline import Work, bound
-from mixdistill.plan.text import lines
+from mixdistill.plan.text import lines, suggestions
 from mixdistill.plan.topology import CHIPS, find, known
 from mixdistill.students import families
 from mixdistill.students.decoder import make_student
@@ -191,10 +191,40 @@ def test_what_does_not_fit_says_by_how_much_and_what_would_help():
 
 def test_suggestions_are_ranked_by_speed_then_room():
     tried = list(variants(plan(), True))
-    assert len(tried) == 3 * 3 * 4
+    assert len(tried) == 3 * 3 * 6
     assert {"preset": "fsdp_tp", "num_microbatches": 2, "remat": "full"} in tried
     slow, fast = ({"fits": True, "roofline": {"seconds": s}, "needed": 1} for s in (2.0, 1.0))
     assert rank([slow, {"fits": False}, fast]) == [fast, slow]
+
+
+def test_what_is_not_worth_compiling():
+    def variant(remat, parts, preset="fsdp"):
+        return {"preset": preset, "num_microbatches": parts, "remat": remat}
+
+    fits = [{"fits": True, "changes": variant("dots", 2)}]
+    assert settled(variant("full", 2), fits)  # slower, and needs less than what fits
+    assert settled(variant("dots", 4), fits)
+    assert not settled(variant("none", 2), fits)  # faster
+    assert not settled(variant("dots", 1), fits)
+    assert not settled(variant("full", 2, "fsdp_tp"), fits)
+    tight = [{"fits": False, "changes": variant("dots", 2)}]
+    assert settled(variant("none", 1), tight)
+    assert not settled(variant("full", 2), tight)
+    assert not settled(variant("dots", 4), tight)
+    assert settled(variant("full", 8), [{"fits": False, "changes": variant("none", 1), "error": "no such mesh"}])
+
+
+def test_suggestions_in_words():
+    speed = {"seconds": 0.1}
+    good = {"fits": True, "changes": {"preset": "fsdp"}, "needed": 3 * 2**30, "roofline": speed}
+    bad = {"fits": False, "changes": {"preset": "fsdp_tp"}, "needed": 20 * 2**30, "capacity": 16 * 2**30}
+    assert list(suggestions([good], [bad, {**bad, "error": "8 rows"}])) == [
+        "what fits of 3 that were compiled, fastest first:",
+        "  preset=fsdp: 3.00 GiB, at best 100.0 ms",
+        "does not fit: preset=fsdp_tp: 4.00 GiB too much",
+        "does not fit: preset=fsdp_tp: 8 rows",
+    ]
+    assert list(suggestions([], []))[1] == "  nothing"
 
 
 def test_who_compiles_for_a_tpu_waits_in_a_queue(monkeypatch):
