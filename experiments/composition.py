@@ -29,6 +29,7 @@ from mixdistill.traces.worlds.write import encode_words, traces, write_world
 from mixdistill.training.workdir import Trained
 
 STYLE = "maybe"  # before the prompt it asks for the style, before a step it is the style
+ROWS = 8  # of a batch
 PROBLEMS_SEED, MAX_NEW = 900, 48
 
 
@@ -88,7 +89,7 @@ def run(cell: Cell) -> Row:
     folders = [*kinds, *["hedged"] * (HEDGED in teachers)]
     # Equal tokens of each kind, shared equally by its teachers.
     weights = {one: 1 / sum(other.split()[0] == one.split()[0] for other in teachers) for one in teachers}
-    stage = arms.imitate(cell.data, cell.size.tokens * len(kinds), teachers, seed=cell.seed, weights=weights)
+    stage = arms.imitate(cell.data, cell.size.tokens * len(kinds), teachers, seed=cell.seed, rows=ROWS, weights=weights)
     source = dataclasses.replace(stage.source, shards=tuple(str(cell.data / name) for name in folders))
     stage = dataclasses.replace(stage, source=source)
     plan = arms.recipe(cell.arm, walk(WORLDS["chain"].tokenizer().vocab_size), [stage], cell.seed)

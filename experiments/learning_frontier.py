@@ -40,6 +40,7 @@ from mixdistill.training.workdir import Trained
 
 FLAWED = 0.5  # share of the originals
 FIRST = 0.4  # share of the tokens, on originals, before the refinements come
+ROWS = 8  # of a batch: about 20 traces
 PROBLEMS_SEED, MAX_NEW = 900, 48
 RULES = ("IFD", "RSR", "PACED")
 OWN = "rules"  # the context of the ledger in which this study's own columns stand
@@ -74,7 +75,7 @@ class Size:
     """How large everything is."""
 
     problems: int = 3_000  # in training, each with a trace of everybody
-    tokens: int = 170_000  # completion tokens that a student sees
+    tokens: int = 180_000  # completion tokens that a student sees
     rollouts: int = 4  # a problem, for its pass rate
     test: int = 300  # problems of each split
 
@@ -154,7 +155,7 @@ def _student() -> Any:
 
 
 def _originals(shards: Path, size: Size, seed: int) -> Stage:
-    stage = arms.imitate(shards, round(FIRST * size.tokens), ["O"], seed=seed)
+    stage = arms.imitate(shards, round(FIRST * size.tokens), ["O"], seed=seed, rows=ROWS)
     return dataclasses.replace(stage, name="originals")
 
 
@@ -166,12 +167,12 @@ def _plan(cell: Cell) -> Recipe:
 
 def _refined(cell: Cell, shards: Path, tokens: int) -> Stage:
     if cell.arm == "originals":
-        return arms.imitate(shards, tokens, ["O"], seed=cell.seed)
+        return arms.imitate(shards, tokens, ["O"], seed=cell.seed, rows=ROWS)
     if cell.arm == "readable":
-        return arms.imitate(shards, tokens, ["F"], seed=cell.seed)
+        return arms.imitate(shards, tokens, ["F"], seed=cell.seed, rows=ROWS)
     if cell.arm in CHOSEN:
-        return arms.imitate(shards, tokens, seed=cell.seed, select=CHOSEN[cell.arm])
-    everything = arms.imitate(shards, tokens, seed=cell.seed)
+        return arms.imitate(shards, tokens, seed=cell.seed, rows=ROWS, select=CHOSEN[cell.arm])
+    everything = arms.imitate(shards, tokens, seed=cell.seed, rows=ROWS)
     if cell.arm == "everything":
         return everything
     rate = {"pass_rate": Scores(name="summary/pass_rate", context=OWN)}

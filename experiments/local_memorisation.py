@@ -36,6 +36,7 @@ from mixdistill.traces.worlds.write import encode_words, write_world
 from mixdistill.training.workdir import Trained
 
 TOP_K = 20  # STIM's
+ROWS = 8  # of a batch: about 20 traces
 PROBLEMS_SEED, MAX_NEW = 900, 48
 SPLICED = "spliced"
 TEACHERS = {
@@ -93,7 +94,7 @@ def prepare(seed: int, size: Size, folder: Path, report: Report) -> None:
 def run(cell: Cell) -> Row:
     """One student, its wrong and right tokens, and how it goes on after a seam."""
     teachers, shards = TEACHERS[cell.arm], cell.data / "shards"
-    stage = arms.imitate(shards, cell.size.tokens, teachers, seed=cell.seed)
+    stage = arms.imitate(shards, cell.size.tokens, teachers, seed=cell.seed, rows=ROWS)
     plan = arms.recipe(cell.arm, walk(WORLD.tokenizer().vocab_size), [stage], cell.seed)
     trained = students.train(plan, cell.folder / "run", cell.report)
     tasks = {split: world_task(WORLD, split, cell.size.problems, seed=PROBLEMS_SEED) for split in ("test", "long")}

@@ -41,6 +41,7 @@ from mixdistill.training.workdir import Trained
 FLAWED = 0.5  # share of S's traces
 FIRST = 0.5  # share of the tokens before a gate is there: it needs a student that has learned something
 WINDOW = 4  # tokens, one more than a step has
+ROWS = 8  # of a batch: about 20 traces
 PROBLEMS_SEED, MAX_NEW = 900, 40
 ALIKE = 1.0  # a confidence that weighs all votes alike
 GATES = {  # each closes about what is wrong: half of the traces, or a tenth of the steps
@@ -76,7 +77,7 @@ class Size:
     """How large everything is."""
 
     traces: int = 10_000  # of each teacher
-    tokens: int = 240_000  # completion tokens that a student sees
+    tokens: int = 180_000  # completion tokens that a student sees
     problems: int = 300  # of each split
     searched: int = 400  # traces among which the flawed ones are to be found
     voted: int = 60  # problems with a vote
@@ -107,7 +108,7 @@ def run(cell: Cell) -> Row:
 
 def _plan(cell: Cell) -> Recipe:
     teacher = "F" if cell.arm == "no flaws" else "S"
-    stage = arms.imitate(cell.data / "shards", cell.size.tokens, [teacher], seed=cell.seed)
+    stage = arms.imitate(cell.data / "shards", cell.size.tokens, [teacher], seed=cell.seed, rows=ROWS)
     stages = [stage]
     if cell.arm in GATES:
         first = round(FIRST * cell.size.tokens)
