@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import re
 import time
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -19,8 +21,9 @@ from mixdistill.objective import Objective
 from mixdistill.optimizers import make_optimizer
 from mixdistill.plan.topology import Topology
 from mixdistill.recipe import Recipe
+from mixdistill.recipe.parameters import Merge
 from mixdistill.students.config import DecoderConfig
-from mixdistill.training import average
+from mixdistill.training import average, branches
 from mixdistill.training.state import TrainState, abstract_state, initial_memory
 from mixdistill.training.step import compile_train_step, make_train_step
 
@@ -86,11 +89,10 @@ def devices_of(topology: Topology) -> list[Any]:
 
 def lower(recipe: Recipe, stage: int, topology: Topology) -> Lowered:
     """Raises `UserError` for a mesh that does not fit the topology, and all that building a run would raise."""
-    if any(one.branches for one in recipe.stages):
-        raise UserError(f"recipe {recipe.name!r} has branches, whose copies of the parameters no plan counts yet")
     mesh = make_mesh(recipe.mesh, devices_of(topology))
     student, rules = recipe.build_student(), recipe.rules
-    objectives = [with_teachers(recipe, index) for index in range(len(recipe.stages))]
+    teachers = teachers_of(recipe)
+    objectives = [recipe.objective_of(index).with_teachers(teachers) for index in range(len(recipe.stages))]
     optimizer = make_optimizer(recipe.trained, student.axes, recipe.budget)
     step = make_train_step(
         student,
@@ -104,6 +106,12 @@ def lower(recipe: Recipe, stage: int, topology: Topology) -> Lowered:
         teacher_gradients=recipe.stages[stage].teacher_gradients,
     )
     memory = initial_memory(objectives)
+    if kept := [index for index, one in enumerate(recipe.stages) if one.branches]:
+        memory[branches.MEMORY] = functools.partial(branches.initial, branch_rule(recipe, kept[0]))
+    if recipe.stages[stage].branches:
+        shape = {"turns": recipe.stages[stage].source.turns, "count": len(teachers_of(recipe))}
+        examined = recipe.stages[stage].verifier is not None
+        step = branches.in_branches(step, optimizer, branch_rule(recipe, stage), **shape, examined=examined)
     if recipe.average:
         memory[average.MEMORY], step = average.initial, average.averaging(step, recipe.average)
     state = abstract_state(student, optimizer, memory, mesh, rules)
@@ -112,14 +120,27 @@ def lower(recipe: Recipe, stage: int, topology: Topology) -> Lowered:
     return Lowered(program, state, batch, mesh)
 
 
-def with_teachers(recipe: Recipe, stage: int) -> Objective:
-    """The stage's objective for the teachers that the recipe names: shards need not exist yet, and how many teachers
-    there are changes a few numbers a train step."""
-    objective, source = recipe.objective_of(stage), recipe.stages[stage].source
-    names = dict.fromkeys([*(source.teachers or ()), *(getattr(source, "weights", None) or ())])
-    if objective.fallback:
-        names[objective.fallback] = None
-    return objective.with_teachers(tuple(names) or ("teacher",))
+def teachers_of(recipe: Recipe) -> tuple[str, ...]:
+    """Those that the recipe names: shards need not exist yet, and how many teachers there are changes a few numbers a
+    train step."""
+    names: dict[str, None] = {}
+    for index, stage in enumerate(recipe.stages):
+        source = stage.source
+        fallback, anchor = recipe.objective_of(index).fallback, getattr(source, "anchor", None)
+        names |= dict.fromkeys([*(getattr(source, "teachers", None) or ()), *(getattr(source, "weights", None) or ())])
+        names |= dict.fromkeys(name for name in (fallback, anchor) if name)
+    return tuple(names) or ("teacher",)
+
+
+def branch_rule(recipe: Recipe, stage: int) -> branches.Rule:
+    """That of a stage with branches, for the teachers that the recipe names."""
+    made, source, names = recipe.stages[stage].branches, recipe.stages[stage].source, teachers_of(recipe)
+    if isinstance(made, Merge):
+        return branches.merging(np.full(len(names), 1 / len(names)), made.scale)
+    assert made is not None
+    pilots = tuple(k for k, name in enumerate(names) if name != source.anchor) or (0,)
+    slack = None if recipe.stages[stage].verifier is None else made.slack
+    return branches.piloting(pilots, len(names), source.turns, made.limit, slack)
 
 
 def abstract_batch(recipe: Recipe, stage: int, objective: Objective, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,16 +11,22 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError
+from mixdistill.losses import cross_entropy
+from mixdistill.mesh import preset
+from mixdistill.objective import Objective, Term
 from mixdistill.plan import worker
 from mixdistill.plan.advice import advice, rank, settled, variants
-from mixdistill.plan.aot import _needed
+from mixdistill.plan.aot import _needed, lower
 from mixdistill.plan.collectives import Traffic, collectives
 from mixdistill.plan.flops import flops_per_token
-from mixdistill.plan.memory import by_class
+from mixdistill.plan.memory import by_class, share
 from mixdistill.plan.roofline import Work, bound
 from mixdistill.plan.text import lines, suggestions
 from mixdistill.plan.topology import CHIPS, find, known
+from mixdistill.recipe import Recipe, Stage
+from mixdistill.recipe.parameters import Merge, PilotMix
 from mixdistill.students import families
 from mixdistill.students.decoder import make_student
 from mixdistill.students.flops import learning, matrices
@@ -195,6 +201,27 @@ def test_suggestions_are_ranked_by_speed_then_room():
     assert {"preset": "fsdp_tp", "num_microbatches": 2, "remat": "full"} in tried
     slow, fast = ({"fits": True, "roofline": {"seconds": s}, "needed": 1} for s in (2.0, 1.0))
     assert rank([slow, {"fits": False}, fast]) == [fast, slow]
+
+
+MERGED = Stage("merge", 8, Mixture(shards="none yet", rows=8, length=32, turns=2), branches=Merge())
+PILOTS = Stage("pilots", 8, Mixture(shards="none yet", rows=8, length=32, turns=2, anchor="F"), branches=PilotMix())
+
+
+@pytest.mark.parametrize(("stage", "numbers"), [(MERGED, "float32"), (PILOTS, "as they are")])
+def test_copies_that_branches_keep_are_counted_and_split(stage, numbers):
+    """The start of the round, and what is merged or the best pilot: the parameters twice more."""
+    student = dataclasses.replace(families.tiny(512), param_dtype="bfloat16")
+    plain = Stage("plain", 8, Mixture(shards="none yet", rows=8, length=32), Objective({"nll": Term(cross_entropy)}))
+    without, found = (
+        lower(Recipe(name="b", student=student, stages=stages, **preset("fsdp")._asdict()), index, find("cpu-8"))
+        for index, stages in ((0, (plain,)), (1, (plain, stage)))
+    )
+    params = share(found.state.params)
+    assert params == share(without.state.params) < 2 * sum(x.size for x in jax.tree.leaves(found.state.params)) / 6
+    assert share(without.state.memory) < 1000
+    copies = share(found.state.memory) - share(without.state.memory)
+    assert copies == pytest.approx(params * (3 if numbers == "float32" else 2), abs=200)
+    assert found.digest != without.digest
 
 
 def test_what_is_not_worth_compiling():
