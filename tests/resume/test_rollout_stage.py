@@ -1,7 +1,12 @@
 """Imitate until held-out accuracy is flat, then refine: one recipe, one workdir. A stop between two updates on one
 batch of rollouts loses nothing, and how often is checkpointed does not change when a stage ends."""
 
+import contextlib
 import dataclasses
+import os
+import signal
+import socket
+import threading
 
 import jax
 import numpy as np
@@ -11,6 +16,7 @@ from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError
 from mixdistill.generation.drawn import ADVANTAGE
 from mixdistill.generation.judges import exact_answer
+from mixdistill.generation.remote import Server
 from mixdistill.generation.rollouts import SELF, HeldOut, Rollouts
 from mixdistill.losses.cross_entropy import cross_entropy
 from mixdistill.losses.policy_gradient import policy_gradient
@@ -22,6 +28,7 @@ from mixdistill.routers import acceptance
 from mixdistill.students.families import tiny
 from mixdistill.traces.worlds.chain import CHAIN
 from mixdistill.traces.worlds.write import write_world
+from mixdistill.training.checkpoint import saved_train_steps
 from mixdistill.training.hooks import read_metrics
 from mixdistill.training.loop import run
 
@@ -94,3 +101,44 @@ def test_a_router_cannot_steer_rollouts(recipe, tmp_path):
     with pytest.raises(UserError, match="router refill"):
         run(dataclasses.replace(recipe, stages=stages), tmp_path / "w", devices=jax.devices()[:1], quiet=True)
     assert not (tmp_path / "w").exists()
+
+
+@pytest.fixture
+def silent():
+    """A server that takes connections and never answers: its port, and what to do at the first connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        at_first = []
+
+        def serve() -> None:
+            held = []
+            with contextlib.suppress(OSError):  # closed at the end
+                while True:
+                    held.append(listening.accept())
+                    if at_first:
+                        at_first.pop()()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1], at_first
+
+
+def asking(recipe: Recipe, port: int, timeout: float) -> Recipe:
+    """2 train steps on traces, then rollouts by a server."""
+    server = Server(f"http://127.0.0.1:{port}/v1", "m", timeout=timeout, retries=0)
+    refine = dataclasses.replace(recipe.stages[1], source=dataclasses.replace(recipe.stages[1].source, server=server))
+    imitate = dataclasses.replace(recipe.stages[0], num_train_steps=2, until=(), held_out=None)
+    return dataclasses.replace(recipe, stages=(imitate, refine))
+
+
+def test_a_server_that_hangs_is_waited_for_so_long_and_no_longer(recipe, silent, tmp_path):
+    port, _ = silent
+    with pytest.raises(UserError, match="no answer in time"):
+        run(asking(recipe, port, 0.3), tmp_path, devices=jax.devices()[:1], quiet=True)
+    assert saved_train_steps(tmp_path) == [1, 2]
+
+
+def test_a_signal_does_not_wait_for_a_server_that_hangs(recipe, silent, tmp_path):
+    port, at_first = silent
+    at_first.append(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    outcome = run(asking(recipe, port, 600.0), tmp_path, devices=jax.devices()[:1], quiet=True)
+    assert (outcome.stopped_by, outcome.position.train_step) == ("SIGTERM", 2)
+    assert saved_train_steps(tmp_path) == [1, 2]
