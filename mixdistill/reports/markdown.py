@@ -13,7 +13,7 @@ def summary(runs: Sequence[Run]) -> str:
     """A table, a row a run, and what deserves a look."""
     teachers = list(dict.fromkeys(name for run in runs for name in run.teachers))
     shown = teachers if len(teachers) <= MANY_TEACHERS else []
-    head = ["run", "train steps", "tokens", "loss", "kept", "accuracy", *(f"NLL {name}" for name in shown)]
+    head = ["run", "train steps", "tokens", "FLOPs", "loss", "kept", "accuracy", *(f"NLL {name}" for name in shown)]
     rows = [_cells(run, shown) for run in runs]
     lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)]), *map(_row, rows)]
     remarks = [f"- {remark}" for run in runs for remark in _remarks(run)]
@@ -29,6 +29,7 @@ def _cells(run: Run, teachers: Sequence[str]) -> list[str]:
         run.name,
         number(run.last.get("train_step")),
         number(run.last.get("tokens")),
+        f"{run.spending.flops:.3g}" if run.spending.flops else "-",
         number(metrics.get("loss")),
         share(metrics.get("kept")),
         accuracy,
@@ -40,6 +41,13 @@ def _remarks(run: Run) -> Iterator[str]:
     skipped = sum(line["metrics"].get("optimizer/skipped") or 0 for line in run.lines)
     if skipped:
         yield f"{_safe(run.name)}: {number(skipped)} train steps were skipped"
+    for one in run.decisions:
+        if one["event"] == "admission":
+            cost = f"{number(one['read'])} tokens read, {number(one['cpu_seconds'])} CPU seconds"
+            yield f"{_safe(run.name)}: {_safe(one['reason'])} Cost: {cost}"
+        if one["event"] == "pilots":
+            away = f"; turned away: {', '.join(map(_safe, one['turned away']))}" if one["turned away"] else ""
+            yield f"{_safe(run.name)}: pilots admitted {', '.join(map(_safe, one['admitted'])) or 'nobody'}{away}"
     kept = run.last.get("metrics", {}).get("teacher/kept") or {}
     little = [name for name, value in kept.items() if value is not None and value < LITTLE]
     if little:

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from mixdistill.errors import UserError
 from mixdistill.recipe.read import read_value
+from mixdistill.training.history import LEDGER, read_ledger
 from mixdistill.training.hooks import METRICS_FILE, read_metrics
+from mixdistill.training.spending import Spending, in_all
 from mixdistill.training.workdir import RECIPE
 
 MAX_DEPTH = 3  # folders below a study in which runs are looked for
@@ -35,8 +37,19 @@ class Run(NamedTuple):
 
     @property
     def teachers(self) -> list[str]:
-        """Those that the metrics know, in their order."""
-        return list(next((line["metrics"]["teacher/nll"] for line in self.lines if _has(line, "teacher/nll")), {}))
+        """Those that the metrics have a number of, in their order."""
+        rows = [line["metrics"]["teacher/nll"] for line in self.lines if _has(line, "teacher/nll")]
+        return [name for name in (rows[0] if rows else {}) if any(row.get(name) is not None for row in rows)]
+
+    @property
+    def spending(self) -> Spending:
+        """What it has cost so far."""
+        return in_all(self.lines)
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """The events of its ledger."""
+        return [line for line in read_ledger(self.path / LEDGER) if "event" in line]
 
     def series(self, metric: str, key: str | None = None, x: str = "train_step") -> tuple[list[float], list[float]]:
         """(x, values) of a metric, or of its entry `key` (a teacher); lines without it are left out."""

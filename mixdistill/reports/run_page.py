@@ -7,10 +7,11 @@ import numpy as np
 
 from mixdistill.reports import figures
 from mixdistill.reports.numbers import number, share
-from mixdistill.reports.page import Cell, Column, Figure, Section, Table, cell
+from mixdistill.reports.page import Cell, Column, Figure, Line, Section, Table, cell
 from mixdistill.reports.run_data import Run
 from mixdistill.reports.student_page import MISLEADING
 from mixdistill.training.goodput import sentence
+from mixdistill.training.history import words
 
 OF_TEACHERS = {  # metric with an entry a teacher -> title, axis, whether it is a share
     "teacher/nll": ("surprisal", "nats a token", False),
@@ -53,13 +54,16 @@ def run_table(runs: Sequence[Run], final: np.ndarray, teachers: Sequence[str]) -
     """A row a run: how long, how far, and the surprisal of every teacher at the end."""
     columns = [
         Column("run", is_text=True),
-        *(Column(title) for title in ("train steps", "tokens", "seconds", "loss", "kept")),
+        *(Column(title) for title in ("train steps", "tokens", "seconds")),
+        Column("FLOPs", about="learning, drawing and answering, by one formula"),
+        *(Column(title) for title in ("loss", "kept")),
         *(Column(name, about="nats a token at the end") for name in teachers),
     ]
     rows = [
         [
             Cell(run.name),
             *(cell(run.last.get(name)) for name in ("train_step", "tokens", "seconds")),
+            cell(run.spending.flops or None, f"{run.spending.flops:.3g}"),
             cell(_last(run, "loss")),
             cell(_last(run, "kept"), share(_last(run, "kept"))),
             *(cell(value) for value in final[n]),
@@ -74,7 +78,7 @@ def run_sections(run: Run) -> list[Section]:
     loss = {name.removeprefix("loss/") or "loss": run.series(name) for name in ("loss", *run.metrics("loss/"))}
     curves = [figures.lines("loss", "Loss over train steps.", loss, "train step", "nats")]
     return [
-        Section("loss", "loss", _about(run), figures=curves if run.lines else []),
+        Section("loss", "loss", _about(run), figures=curves if run.lines else [], lines=_decisions(run)),
         Section("teachers", "teacher by teacher", _without_accuracy(run), figures=list(_of_teachers(run))),
         Section("gradients", "gradients", MISLEADING, figures=list(_gradients(run))),
         Section("gates", "gates", "Share of the valid tokens at which a gate is open.", figures=list(_gates(run))),
@@ -165,9 +169,15 @@ def _about(run: Run) -> str:
     if not last:
         return "no metrics yet"
     skipped = sum(line["metrics"].get("optimizer/skipped") or 0 for line in run.lines)
-    words = f"{number(last['train_step'])} train steps, {number(last['tokens'])} tokens, {number(last['seconds'])} s"
-    words += f"; {number(skipped)} of them skipped" if skipped else ""
-    return "; ".join(filter(None, [words, sentence(run.lines)]))
+    said = f"{number(last['train_step'])} train steps, {number(last['tokens'])} tokens, {number(last['seconds'])} s"
+    said += f"; {number(skipped)} of them skipped" if skipped else ""
+    cost = str(run.spending) if run.spending.flops else ""
+    return "; ".join(filter(None, [said, sentence(run.lines), cost]))
+
+
+def _decisions(run: Run) -> list[Line]:
+    """Who was admitted, quarantined, let in again, and why."""
+    return [Line(f"train step {one['train_step']}: {words(one)}") for one in run.decisions]
 
 
 def _without_accuracy(run: Run) -> str:

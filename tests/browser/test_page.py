@@ -258,6 +258,7 @@ def test_two_hundred_runs_are_drawn(browser, tmp_path):
         return [
             {
                 "train_step": s,
+                "stage": "one",
                 "tokens": 512 * s,
                 "seconds": s,
                 "metrics": {"loss": float(loss), "teacher/nll": {"ann": 1.0}},

@@ -29,8 +29,9 @@ from mixdistill.training.workdir import Trained
 
 def line(train_step: int, ann: float, bob: float | None, **metrics) -> dict:
     metrics = {"loss": ann, "kept": 0.5, "teacher/nll": {"ann": ann, "bob": bob}, **metrics}
-    weights = {"teacher/nll": {"ann": 30.0, "bob": 10.0 if bob is not None else 0.0}}
-    return {"train_step": train_step, "tokens": 40 * train_step, "seconds": 1.5, "metrics": metrics, "weights": weights}
+    weights = {"flops": 1.0, "teacher/nll": {"ann": 30.0, "bob": 10.0 if bob is not None else 0.0}}
+    done = {"train_step": train_step, "stage": "one", "tokens": 40 * train_step, "seconds": 1.5}
+    return {**done, "metrics": metrics, "weights": weights}
 
 
 def write_run(folder, lines: list[dict], shards: str = "nowhere") -> None:
@@ -48,12 +49,18 @@ def study(tmp_path):
     }
     write_run(
         tmp_path / "study" / "mixed-0",
-        [line(10, 2.0, 3.0, **gates), line(20, 1.0, 2.0, **gates, **{"optimizer/skipped": 2.0})],
+        [line(10, 2.0, 3.0, **gates), line(20, 1.0, 2.0, **gates, **{"optimizer/skipped": 2.0, "flops": 5e3})],
     )
     write_run(tmp_path / "study" / "deep" / "single|0", [line(10, 1.5, None)])
     answers = {"task": "t", "accuracy": {"mean": 0.5, "low": 0.4, "high": 0.6}, "num_problems": 9, "finished": 1.0}
     found = {"train_step": 20, "answers": answers, "held_out": {"ann": {"nll": 1.25, "content_nll": None, "tokens": 7}}}
     (tmp_path / "study" / "mixed-0" / "eval.json").write_text(json.dumps(found))
+    events = [
+        {"train_step": 0, "event": "admission", "reason": "bob was kept apart", "read": 70, "cpu_seconds": 0.2},
+        {"train_step": 20, "event": "pilots", "admitted": ["ann"], "turned away": ["bob"]},
+    ]
+    ledger = [json.dumps(row) + "\n" for row in [*events, {"train_step": 20, "traces": [1]}]]
+    (tmp_path / "study" / "mixed-0" / "ledger.jsonl").write_text("".join(ledger))
     return tmp_path / "study"
 
 
@@ -65,16 +72,19 @@ def test_runs_are_read_back(study):
     assert mixed.series("loss") == ([10, 20], [2.0, 1.0])
     assert mixed.series("teacher/nll", "bob") == ([10, 20], [3.0, 2.0])
     assert mixed.token_shares() == {"ann": ([10, 20], [0.75, 0.75]), "bob": ([10, 20], [0.25, 0.25])}
-    assert deep.token_shares()["bob"] == ([10], [0.0])
+    assert deep.token_shares() == {"ann": ([10], [1.0])}  # who never came has no line
     assert [found["train_step"] for found in mixed.evaluations] == [20]
 
 
 def test_summary(study):
     text = summary(find_runs(study))
     rows = [row.split(" | ") for row in text.splitlines() if row.startswith("|")]
-    assert rows[0][1:4] == ["train steps", "tokens", "loss"]
+    assert rows[0][1:5] == ["train steps", "tokens", "FLOPs", "loss"]
     assert rows[2][0] == r"| deep/single\|0"
-    assert rows[3][1:6] == ["20", "800", "1", "50%", r"0.500 \[0.400, 0.600\]"]
+    assert rows[3][1:7] == ["20", "800", "5e+03", "1", "50%", r"0.500 \[0.400, 0.600\]"]
+    assert rows[2][3] == "-"
+    assert "- mixed-0: bob was kept apart Cost: 70 tokens read, 0.2 CPU seconds" in text
+    assert "- mixed-0: pilots admitted ann; turned away: bob" in text
     assert rows[2][-1] == "- |"
     assert "- mixed-0: 2 train steps were skipped" in text
     assert "the gates keep less than 5.0% of bob" in text
@@ -92,6 +102,8 @@ def test_sections_of_a_run(study):
     assert [trace["y"] for trace in found["teacher-nll"].data] == [[2.0, 1.0], [3.0, 2.0]]
     assert found["gates-all"].data[0]["name"] == "imitate/worst"
     assert found["loss"].data[0]["x"] == [10, 20]
+    (first, *_) = run_sections(find_runs(study)[1])
+    assert [one.text for one in first.lines][1] == "train step 20: pilots admitted ['ann'], turned away ['bob']"
 
 
 def test_gradients_are_drawn_where_they_were_measured(study):
