@@ -1,4 +1,5 @@
-"""A job of two tasks under real SLURM: ended by SIGTERM, put back into the queue, it goes on as if nothing had been."""
+"""Under real SLURM. A job of two tasks: ended by SIGTERM, put back into the queue, it goes on as if nothing had been. A
+study: an array of rows, then its table."""
 
 import json
 import os
@@ -24,10 +25,17 @@ pytestmark = [
     pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or "it is there"),
 ]
 RECIPES = Path(__file__).parents[1] / "resume" / "toy_recipes.py"
+TOY_STUDY = Path(__file__).parents[1] / "cli" / "toy_study.py"
 TRAIN_STEPS = 600
 
 
-def test_terminated_and_requeued_it_is_the_uninterrupted_run(tmp_path):
+@pytest.fixture(scope="module")
+def environment():
+    with slurm_cluster.cluster() as found:
+        yield found
+
+
+def test_terminated_and_requeued_it_is_the_uninterrupted_run(environment, tmp_path):
     shards = tmp_path / "shards"
     write_world(CHAIN, shards, {"F": 40, "B": 40, "H": 40})
     changes = [f"stages.{k}.source.shards={shards}" for k in (0, 1)]
@@ -35,40 +43,50 @@ def test_terminated_and_requeued_it_is_the_uninterrupted_run(tmp_path):
     recipe = set_all(load(f"{RECIPES}:steered"), changes)
     want = run(recipe, tmp_path / "whole", devices=jax.devices()[:2], quiet=True)
 
-    with slurm_cluster.cluster() as environment:
-        slurm = Slurm(tmp_path, environment)
-        number = slurm.submit(changes)
-        slurm.wait(number, lambda: slurm.last_train_step() >= 40)
-        slurm("scancel", "--signal=TERM", number)
-        slurm.wait(number, lambda: "COMPLETED" in slurm.about(number))
-        assert "ExitCode=0:0" in slurm.about(number)
-        log = (tmp_path / f"steered-{number}.log").read_text()
-        stopped = re.findall(r"stopped by SIGTERM after (\d+) train steps", log)
-        assert len(stopped) == 1, log
-        saved = [int(path.name) for path in (tmp_path / "w" / "checkpoints").iterdir() if path.name.isdecimal()]
-        # At the end of the first stage, and the one on which both tasks agreed.
-        assert sorted(saved) == [5, int(stopped[0])]
-        assert 40 <= max(saved) < TRAIN_STEPS
+    slurm = Slurm(tmp_path, environment)
+    number = slurm.submit(changes)
+    slurm.wait(number, lambda: slurm.last_train_step() >= 40)
+    slurm("scancel", "--signal=TERM", number)
+    slurm.wait(number, lambda: "COMPLETED" in slurm.about(number))
+    assert "ExitCode=0:0" in slurm.about(number)
+    log = (tmp_path / f"steered-{number}.log").read_text()
+    stopped = re.findall(r"stopped by SIGTERM after (\d+) train steps", log)
+    assert len(stopped) == 1, log
+    saved = [int(path.name) for path in (tmp_path / "w" / "checkpoints").iterdir() if path.name.isdecimal()]
+    # At the end of the first stage, and the one on which both tasks agreed.
+    assert sorted(saved) == [5, int(stopped[0])]
+    assert 40 <= max(saved) < TRAIN_STEPS
 
-        slurm("scontrol", "requeue", number)
-        slurm.wait(number, lambda: "PENDING" in slurm.about(number) or "Restarts=1" in slurm.about(number))
-        subprocess.run(["scontrol", "update", f"jobid={number}", "starttime=now"], env=environment, check=False)
-        slurm.wait(number, lambda: "JobState=COMPLETED" in slurm.about(number) and "Restarts=1" in slurm.about(number))
-        log = (tmp_path / f"steered-{number}.log").read_text()
-        assert "start 1 of job" in log
-        assert f"finished: {TRAIN_STEPS} train steps" in log
+    slurm("scontrol", "requeue", number)
+    slurm.wait(number, lambda: "PENDING" in slurm.about(number) or "Restarts=1" in slurm.about(number))
+    subprocess.run(["scontrol", "update", f"jobid={number}", "starttime=now"], env=environment, check=False)
+    slurm.wait(number, lambda: "JobState=COMPLETED" in slurm.about(number) and "Restarts=1" in slurm.about(number))
+    log = (tmp_path / f"steered-{number}.log").read_text()
+    assert "start 1 of job" in log
+    assert f"finished: {TRAIN_STEPS} train steps" in log
 
     outcome = run(recipe, tmp_path / "w", devices=jax.devices()[:2], quiet=True)  # done already: it only reads
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(outcome.state), jax.device_get(want.state))
-    split = -(-int(stopped[0]) // 20) * 20  # the mean over these train steps was logged in two parts
-    assert _losses(tmp_path / "whole", but=split) == _losses(tmp_path / "w", but=split)
+    assert _losses(tmp_path / "whole") == _losses(tmp_path / "w")
 
 
-def _losses(workdir: Path, but: int) -> dict[int, float]:
+def test_a_study_is_an_array_of_rows_and_then_a_table(environment, tmp_path):
+    slurm, study = Slurm(tmp_path, environment), f"{TOY_STUDY}:study"
+    slurm("mixdistill", "sweep", study, "--on", "slurm", "--runs", "runs", "--out", "results")
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "results" / "report.html").exists():
+        logs = {path.name: path.read_text() for path in (tmp_path / "runs").glob("*.log")}
+        assert time.monotonic() < deadline, (slurm("squeue"), logs)
+        time.sleep(0.2)
+    lines = (tmp_path / "results" / "runs.jsonl").read_text().splitlines()
+    assert len(lines) == 9
+    assert len(list((tmp_path / "runs").glob("rows-*.log"))) == 9
+
+
+def _losses(workdir: Path) -> dict[int, float]:
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["train_step"] % 20 == 0 and row["train_step"] != but]
-    assert len(steps) >= TRAIN_STEPS // 20 - 1
-    return {row["train_step"]: row["metrics"]["loss"] for row in steps}
+    assert len(rows) >= TRAIN_STEPS // 20
+    return {row["train_step"]: row["metrics"]["loss"] for row in rows}
 
 
 class Slurm:
@@ -100,7 +118,7 @@ class Slurm:
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         return json.loads(lines[-1])["train_step"] if lines else -1
 
-    def wait(self, number: str, until, seconds: float = 180) -> None:
+    def wait(self, number: str, until, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not until():
             log = self.folder / f"steered-{number}.log"
