@@ -29,6 +29,7 @@ from mixdistill.traces.worlds.write import write_world
 from mixdistill.training.admission import Admission, admit, admitted
 
 COVERAGE = {"F": (3, 4), "H": (4, 5), "B": (4, 5), "M": (4, 5), "S": (3, 4, 5)}  # teacher -> operands
+LENGTHS = (3, 4, 5)  # operands
 ALL = ("F", "H", "B", "M", "N", "S", "D", "C")
 PAIRS = {"F+H": ("F", "H"), "F+N": ("F", "N"), "F+B": ("F", "B")}
 COUNTS = (2, 4, 8)
@@ -58,10 +59,15 @@ def prepare(seed: int, size: Size, folder: Path, report: Report) -> None:
 
 def run(cell: Cell) -> Row:
     """One student."""
-    plan = _plan(cell)
-    row = arms.trained_row(cell, plan, _tasks(cell.size), MAX_NEW)
-    validation = sum(row.outcomes["validation"]) / len(row.outcomes["validation"])
-    return row._replace(outcomes={"test": row.outcomes["test"]}, numbers={**row.numbers, "validation": validation})
+    tasks = _tasks(cell.size)
+    row = arms.trained_row(cell, _plan(cell), tasks, MAX_NEW)
+    solved, validation = row.outcomes["test"], row.outcomes["validation"]
+    lengths = [problem.difficulty for problem in tasks["test"].problems]
+    outcomes = {
+        "test": solved,
+        **{f"of {n}": [good for good, length in zip(solved, lengths, strict=True) if length == n] for n in LENGTHS},
+    }
+    return row._replace(outcomes=outcomes, numbers={**row.numbers, "validation": sum(validation) / len(validation)})
 
 
 def _tasks(size: Size) -> dict[str, Task]:
@@ -167,6 +173,7 @@ def verdict(results: Results) -> Verdict:
     pooled = results.difference("random mix", "best single", "test")
     clash = results.difference("F+B", "F, all problems, half the tokens", "test")
     tame = results.difference("F+H", "F, all problems, half the tokens", "test")
+    by_length = {n: results.difference("selected mix", "best single", f"of {n}") for n in LENGTHS}
     words = (
         "Mixing wins where coverage is complementary and teachers do not conflict: the selected mix is "
         f"{signed(gain)} against the best single teacher, all five poured together {signed(pooled)}."
@@ -176,7 +183,9 @@ def verdict(results: Results) -> Verdict:
         f"{signed(interference)}. The gated mix is {signed(gated_gain)} against the best single. In pairs with the "
         f"same problems, F+B (two orders in the same words) is {signed(clash)} against F at half the tokens, F+H "
         f"(hedged) {signed(tame)}: two valid continuations of the same text hurt, variety of style does not. The "
-        f"union, with five times the data and tokens, reaches {results.interval('union', 'test')}."
+        f"union, with five times the data and tokens, reaches {results.interval('union', 'test')}. By length, the "
+        f"selected mix is {', '.join(f'{signed(one)} with {n} operands' for n, one in by_length.items())} against the "
+        "best single teacher, who has traces of two of the three lengths and meets the third out of distribution."
     )
     holds = gain.low > 0 and clash.high < 0
     return Verdict("holds" if holds else "holds in part", words, more)
@@ -223,11 +232,15 @@ def study() -> Study:
         prepare=prepare,
         measures=[
             Measure("test", "accuracy"),
+            *(Measure(f"of {n}", f"{n} operands") for n in LENGTHS),
             Measure("test valid", "valid"),
             Measure("test calibration error", "calibration error"),
             *(Measure(f"test error {kind}", kind) for kind in ("order", "side", "arithmetic", "malformed")),
         ],
-        comparisons=[Comparison(one, other, "test") for one, other in tested],
+        comparisons=[
+            *(Comparison(one, other, "test") for one, other in tested),
+            *(Comparison(mix, "best single", f"of {n}") for mix in ("selected mix", "gated mix") for n in LENGTHS),
+        ],
         verdict=verdict,
         needs={f"{size} student: best single": tuple(COVERAGE) for size in SIZES},
         derive=derive,
