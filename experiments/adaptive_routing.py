@@ -193,7 +193,7 @@ def verdict(results: Results) -> Verdict:
     missing = {name: results.difference(name, "compatible pair", "test") for name in ROUTERS}
     won = [name for name in ROUTERS if gains[name].low > 0]
     full = [name for name in won if missing[name].low > -CLOSE]
-    repaired = [name for name in ROUTERS if name not in won and against[name].low > 0 and gains[name].high > 0]
+    repaired = [name for name in ROUTERS if name not in won and against[name].low > 0 and gains[name].high >= 0]
     failed = [name for name in ROUTERS if name not in (*won, *repaired)]
     cost = results.difference("pooled", "best single", "test")
     oracle = results.difference("compatible pair", "best single", "test")
