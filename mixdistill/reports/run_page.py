@@ -187,6 +187,8 @@ def _without_accuracy(run: Run) -> str:
 
 def _of_teachers(run: Run) -> list[Figure]:
     known = set(run.metrics("teacher/"))
+    if not run.metrics("gate/"):
+        known -= {"teacher/kept", "teacher/traces_kept"}  # without gates all is kept
     return [
         _by_teacher(run, metric, f"{title.capitalize()}, teacher by teacher.", axis, whole=percent)
         for metric, (title, axis, percent) in OF_TEACHERS.items()
