@@ -112,7 +112,7 @@ def _memory(cell: Cell) -> dict[str, Any]:
     return {}
 
 
-def _imitate(cell: Cell, teachers: Sequence[str], tokens: int) -> Stage:
+def _imitate(cell: Cell, teachers: Sequence[str], tokens: int) -> Any:
     return arms.imitate(cell.data / "shards", tokens, teachers, seed=cell.seed)
 
 

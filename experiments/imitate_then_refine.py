@@ -164,7 +164,7 @@ def recipe(name: str, shards: Path, seed: int, size: Size, amount: Amount, token
     )
 
 
-def cheapest_target(plan: Recipe, shards: Path) -> float:
+def cheapest_target(plan: Any, shards: Path) -> float:
     """FLOPs a target of a plan of one stage; of rollouts, if all are as long as they may be: with shorter ones a target
     costs more, and the arm gets more FLOPs than it has to."""
     (stage,) = plan.stages

@@ -12,8 +12,9 @@ import gzip
 import itertools
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -185,8 +186,8 @@ def _fit(trained: Trained, shards: Shards, cell: Cell) -> dict[str, float]:
             kind: {name: values[offsets[i] : offsets[i + 1]].astype(np.float32) for name, values in fields.items()}
             for kind, (offsets, fields) in scored.items()
         }
-        own = {name: of["full"][name] for name in ("label_logprob", "rank", "entropy", "confidence")}
-        more = {kind: of[kind]["label_logprob"] for kind in ("alone", "local")}
+        own: Any = {name: of["full"][name] for name in ("label_logprob", "rank", "entropy", "confidence")}
+        more: Any = {kind: of[kind]["label_logprob"] for kind in ("alone", "local")}
         parts.append(trace_parts(TraceScores(**own, step_id=trace.step_id[trace.num_prompt :], **more)))
     who, problem = (shards.index[name][numbers] for name in ("teacher_id", "problem"))
     found = by_teacher(parts, who, problem, shards.teachers, resamples=2)
@@ -197,7 +198,8 @@ def _fit(trained: Trained, shards: Shards, cell: Cell) -> dict[str, float]:
 
 def tau(one: Sequence[float], other: Sequence[float]) -> float:
     """Kendall's tau-b."""
-    return float(stats.kendalltau(one, other).statistic)
+    found: Any = stats.kendalltau(one, other)
+    return float(found.statistic)
 
 
 def _conflict(shards: Shards, seed: int) -> dict[str, float]:
@@ -226,7 +228,7 @@ def _conflict(shards: Shards, seed: int) -> dict[str, float]:
     return told
 
 
-def _shares(lines: Sequence[Mapping]) -> dict[str, float]:
+def _shares(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     kept = students.kept_tokens(lines) / sum(sum(line["weights"]["teacher/tokens"].values()) for line in lines)
     return {"kept": kept, **{f"share {name}": share for name, share in students.shares(lines[-1]).items()}}
 
