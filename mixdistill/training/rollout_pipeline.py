@@ -53,7 +53,9 @@ class RolloutPipeline:
         self.num_targets = 0
         self.tallies: dict[str, Tally] = {}
         self._part = part
-        self._content = content_ids(corpus.shards[0].tokenizer)
+        known = content_ids(corpus.shards[0].tokenizer)
+        # A student may have more ids than its tokenizer, and draw them.
+        self._content = np.pad(known, (0, student.vocab_size - len(known)))
         self._asks = find_asks(source, corpus)
         self._drawing, self._student = Drawing(source, corpus, student, itself, mesh, rules), student
         self._state: dict[str, Any] = {"batch": 0, "cursor": 0, "used": 0, "drawn_at": [], **NOTES}
