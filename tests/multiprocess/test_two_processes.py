@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,9 @@ def test_one_process_then_two_then_one(tmp_path):
     with pytest.raises(Crash):
         run(recipe, work, devices=two, hooks=[crash], quiet=True)
 
+    # One process is lost: the other ends too, and does not wait for ever.
+    on_processes(2, shards, work, stop_at=-7, killed=1)
+
     outputs = on_processes(2, shards, work, stop_at=9)
     stopped = [re.search(r"done: SIGTERM (\d+)", error) for _, error in outputs]
     assert all(stopped), outputs
@@ -62,16 +66,19 @@ def test_a_signal_while_compiling_ends_both_with_a_checkpoint(tmp_path):
     assert saved_train_steps(tmp_path / "work") == [0]
 
 
-def on_processes(count: int, shards: Path, work: Path, stop_at: int) -> list[tuple[str, str]]:
-    """(stdout, stderr) of each process, all of which end well."""
+def on_processes(
+    count: int, shards: Path, work: Path, stop_at: int, killed: int | None = None
+) -> list[tuple[str, str]]:
+    """(stdout, stderr) of each process; all end well, but if one is killed none does."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    # One device a process, and programs compiled as they are here: else they round in other places.
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     arguments = [str(count), port, str(shards), str(work), str(stop_at)]
     started = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(process), *arguments],
-            env={**environment, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"},
+            env={**os.environ, "XLA_FLAGS": flags, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -83,5 +90,10 @@ def on_processes(count: int, shards: Path, work: Path, stop_at: int) -> list[tup
     finally:
         for child in started:
             child.kill()
-    assert [child.returncode for child in started] == [0] * count, outputs
+    codes = [child.returncode for child in started]
+    if killed is None:
+        assert codes == [0] * count, outputs
+    else:
+        assert codes[killed] == -signal.SIGKILL
+        assert all(codes), outputs
     return outputs

@@ -1,5 +1,5 @@
 """One of several processes of a run: ID COUNT PORT SHARDS WORKDIR STOP_AT. Process 1 is sent SIGTERM after
-train step STOP_AT; 0: while a program is compiled that never will be."""
+train step STOP_AT; 0: while a program is compiled that never will be; negative: SIGKILL."""
 
 import importlib.util
 import os
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import jax
 
-os.environ.pop("XLA_FLAGS", None)  # one device a process
-
 
 def main(process: int, count: int, port: str, shards: str, workdir: str, stop_at: int) -> None:
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=process)
+    where = {"num_processes": count, "process_id": process}
+    jax.distributed.initialize(f"127.0.0.1:{port}", **where, heartbeat_timeout_seconds=20 if stop_at < 0 else 100)
     path = Path(__file__).parents[1] / "resume" / "toy_recipes.py"
     spec = importlib.util.spec_from_file_location("toy_recipes", path)
     recipes = importlib.util.module_from_spec(spec)
@@ -25,8 +24,9 @@ def main(process: int, count: int, port: str, shards: str, workdir: str, stop_at
     from mixdistill.training import loop
 
     recipe = set_all(recipes.steered(), [f"stages.{k}.source.shards={shards}" for k in (0, 1)])
-    hooks = [recipes.send(signal.SIGTERM, stop_at)] if process == 1 else []
-    hooks.append(lambda event: time.sleep(event.kind == "train_step" and event.train_step >= stop_at))
+    sent = signal.SIGTERM if stop_at > 0 else signal.SIGKILL
+    hooks = [recipes.send(sent, abs(stop_at))] if process == 1 else []
+    hooks.append(lambda event: time.sleep(event.kind == "train_step" and event.train_step >= stop_at > 0))
     if stop_at == 0:
         loop.compiled = lambda *_: never(process)
     outcome = loop.run(recipe, workdir, hooks=hooks)
