@@ -99,7 +99,7 @@ def run(cell: Cell) -> Row:
         outcomes[f"{name} drawn"] = [drawn[0] for drawn in _judged(task, _draw(trained, task, 1, cell.seed))]
     if cell.arm == "no mask":
         numbers |= _found(trained, cell.size)
-        task = world_task(WORLD, "long", cell.size.voted, seed=PROBLEMS_SEED)
+        task = world_task(WORLD, "test", cell.size.voted, seed=PROBLEMS_SEED)
         votes = _votes(task, _draw(trained, task, cell.size.budget, cell.seed), cell.size)
         for name, (correct, tokens) in votes.items():
             outcomes[name], numbers[name + " tokens"] = correct, tokens
@@ -321,7 +321,7 @@ def study() -> Study:
             Measure("step confidence", "flawed steps found by confidence (AUROC)"),
             Measure("step surprisal", "flawed steps found by surprisal (AUROC)"),
             Measure("found", "flawed traces found (AUROC)"),
-            Measure("vote", "accuracy of votes, longer walks"),
+            Measure("vote", "accuracy of votes"),
             Measure("tokens", "tokens a vote", 0),
         ],
         comparisons=[Comparison(*some) for some in tested],
