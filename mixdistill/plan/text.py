@@ -63,14 +63,19 @@ def _time(plan: dict[str, Any], price: float | None) -> Iterator[str]:
     if roof is None:
         yield f"  time: nothing is known of the speed of {plan['topology']}"
         return
-    parts = ", ".join(f"{name} {roof[name] * 1e3:,.1f}" for name in ("arithmetic", "memory", "links", "network"))
-    yield f"  at best {roof['seconds'] * 1e3:,.1f} ms a train step, limited by {roof['limit']} (ms: {parts})"
+    parts = ", ".join(f"{name} {_short(roof[name] * 1e3)}" for name in ("arithmetic", "memory", "links", "network"))
+    yield f"  at best {_short(roof['seconds'] * 1e3)} ms a train step, limited by {roof['limit']} (ms: {parts})"
     speed = f"{roof['tokens_per_second']:,.0f} tokens/s"
     yield f"  at most {roof['mfu']:.0%} MFU and {speed}; {roof['intensity']:,.0f} FLOP a byte of memory"
     hours = plan["tokens_budget"] / roof["tokens_per_second"] / 3600
     cost = "" if price is None else f", {hours * plan['chips'] * price:,.2f} at {price:g} a chip-hour"
-    spent = f"{hours * plan['chips']:,.1f} chip-hours{cost}"
-    yield f"  {plan['tokens_budget']:,} tokens: at least {hours:,.2f} hours, {spent}"
+    spent = f"{_short(hours * plan['chips'])} chip-hours{cost}"
+    yield f"  {plan['tokens_budget']:,} tokens: at least {_short(hours)} hours, {spent}"
+
+
+def _short(value: float) -> str:
+    """Three digits of what is small, one decimal of what is large."""
+    return f"{value:,.1f}" if value >= 100 or value == 0 else f"{value:.3g}"
 
 
 def suggestions(suggestions: Sequence[dict[str, Any]], refused: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -78,7 +83,7 @@ def suggestions(suggestions: Sequence[dict[str, Any]], refused: Sequence[dict[st
     yield f"what fits of {len(suggestions) + len(refused)} that were compiled, fastest first:"
     for plan in suggestions:
         size, unit = _unit(plan["needed"])
-        speed = "" if plan["roofline"] is None else f", at best {plan['roofline']['seconds'] * 1e3:,.1f} ms"
+        speed = "" if plan["roofline"] is None else f", at best {_short(plan['roofline']['seconds'] * 1e3)} ms"
         yield f"  {_changed(plan)}: {plan['needed'] / size:.2f} {unit}{speed}"
     if not suggestions:
         yield "  nothing"
