@@ -244,8 +244,8 @@ def derive(rows: Sequence[Row]) -> list[Row]:
 
 
 def verdict(results: Results) -> Verdict:
-    """Three parts: finding, masking, voting. Fixed beforehand: a part holds if its interval excludes zero, and voting
-    if it saves tokens and loses at most 0.05."""
+    """Three parts: finding, masking, voting. Fixed beforehand: a part holds if its interval excludes zero, finding only
+    where it does better than chance by 0.1, and voting if it saves tokens and loses at most 0.05."""
     finding = results.difference("found by lowest step confidence", "found by mean confidence", "found")
     masking = results.difference("step confidence", "mean confidence", "test drawn")
     helping = results.difference("step confidence", "no mask", "test drawn")
@@ -253,13 +253,18 @@ def verdict(results: Results) -> Verdict:
     saved = results.difference(CAREFUL, AGREED, "tokens")
     target = results.difference("contradicted step", "mean surprisal", "test drawn")
     aimed = results.difference("contradicted step", "no mask", "test drawn")
-    parts = [finding.low > 0, masking.low > 0 and helping.low > 0, votes.low > -0.05 and saved.high < 0]
+    finder = results.interval("found by lowest step confidence", "found")
+    parts = [
+        finding.low > 0 and finder.low > 0.6,
+        masking.low > 0 and helping.low > 0,
+        votes.low > -0.05 and saved.high < 0,
+    ]
     outcome = "holds" if all(parts) else "holds in part" if any(parts) else "overturned"
     if results.interval("no flaws", "test").low < 0.5:
         outcome = "not testable at this scale"
     words = (
-        f"Of three uses of step-wise confidence {sum(parts)} show{'s' if sum(parts) == 1 else ''} the gain: lowest "
-        f"step against mean finds flawed traces with an AUROC {signed(finding)} apart; as a mask it is "
+        f"Of three uses of step-wise confidence {sum(parts)} show{'s' if sum(parts) == 1 else ''} the gain: the lowest "
+        f"step finds flawed traces with an AUROC of {finder}, {signed(finding)} against the mean; as a mask it is "
         f"{signed(masking)} against the whole-trace mask in answers drawn at temperature 1 and {signed(helping)} "
         f"against none; stopping votes early is {signed(votes)} against the majority of all."
     )
