@@ -191,6 +191,9 @@ def verdict(results: Results) -> Verdict:
     gains = {name: results.difference(name, "best single", "test") for name in ROUTERS}
     against = {name: results.difference(name, "pooled", "test") for name in ROUTERS}
     missing = {name: results.difference(name, "compatible pair", "test") for name in ROUTERS}
+    unknown = [name for name in (*ROUTERS, "best single", "pooled", "compatible pair") if not results.seeds(name)]
+    if unknown:
+        return Verdict("not testable at this scale", f"Not run yet: {', '.join(unknown)}.")
     won = [name for name in ROUTERS if gains[name].low > 0]
     full = [name for name in won if missing[name].low > -CLOSE]
     repaired = [name for name in ROUTERS if name not in won and against[name].low > 0 and gains[name].high >= 0]

@@ -10,6 +10,7 @@ teachers at this price: it is only said how the rules judge.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -171,6 +172,13 @@ def _told(found: Admission) -> dict[str, float]:
 def verdict(results: Results) -> Verdict:
     """From the differences of the table: a rule stands on a world where its student lacks at most MARGIN of the best
     single teacher's accuracy and is better than pooling."""
+    against = [(f"{n}: {rule}", f"{n}: {other}") for n in TRAINED for rule in RULES for other in ("F", "pooled")]
+    unknown = [one for one, other in against if math.isnan(results.difference(one, other, "test").mean)]
+    if unknown:
+        known = list(dict.fromkeys(unknown))
+        return Verdict(
+            "not testable at this scale", f"Not run yet: {', '.join(known)}, or what they are compared with."
+        )
     stands = {
         rule: [
             name
@@ -227,7 +235,11 @@ def _judged(results: Results) -> str:
         both = [_members(results, arm, "conflict", ground), _members(results, around, "around", ground)]
         doubt = "" if results.mean(around, "anchor NLL") <= LEARNED else ": not learned, so the second says little"
         told.append(f"{name}: {both[0]} by conflict, {both[1]} around {ground.teachers[0]} (NLL {learned}{doubt})")
-    return "Admitted in most seeds: " + "; ".join(told) + "."
+    foreign = [name for name in JUDGED if results.mean(f"{name}: verdicts", "conflict in C") > 0.5]
+    return (
+        f"Admitted in most seeds: {'; '.join(told)}. C, who writes the traces of other problems, is let in by conflict "
+        f"on {', '.join(foreign) or 'none of these worlds'}."
+    )
 
 
 def _members(results: Results, arm: str, rule: str, ground: Ground) -> str:
