@@ -41,11 +41,11 @@ def _child(work, *args):
 
 
 def _compare(bench: "Bench", what: str, workdir: Path, wanted, note: str = "") -> None:
-    from scripts.torture import Ended
-
-    ended = Ended.of(workdir)
+    ended = type(wanted).of(workdir)  # the bench's own class: as a program it is another than when it is imported
     steps, records = ended.lost(wanted)
-    bench.add(what, 1, int(ended == wanted), steps, records, note or "end bit-identical")
+    bench.add(
+        what, 1, int(ended == wanted), steps, records, f"{note}end {'' if ended == wanted else 'not '}bit-identical"
+    )
 
 
 def _faulty(mark, fault, shards: Path, workdir: Path) -> None:
@@ -85,7 +85,7 @@ def _disk_full(bench: "Bench", wanted) -> None:
         for ballast in disk.glob("ballast*"):
             ballast.unlink()
         _child(_faulty, lambda: None, bench.shards, disk / "work").wait_for_end()
-        note = f"stopped in words (exit {code}), checkpoints {kept} whole, then went on: end bit-identical"
+        note = f"stopped in words (exit {code}), checkpoints {kept} whole, then went on: "
         _compare(bench, "disk full (tmpfs)", disk / "work", wanted, note)
     finally:
         subprocess.run(["umount", str(disk)], check=False)
