@@ -210,6 +210,9 @@ def verdict(results: Results) -> Verdict:
         f"Above pooling, but no better than one teacher: {_listed(repaired, gains) or 'none'}. "
         f"Neither: {_listed(failed, gains) or 'none'} (differences to the best single teacher)."
     )
+    few = [name for name in ROUTERS if len(results.seeds(name)) < 3]
+    if few:
+        return Verdict("not testable at this scale", f"Not finished, too few seeds of {', '.join(few)}. {words}", more)
     if full:
         return Verdict("holds" if len(won) == len(ROUTERS) else "holds in part", words, more)
     return Verdict("holds in part" if won or repaired else "overturned", words, more)
