@@ -136,7 +136,8 @@ def branch_rule(recipe: Recipe, stage: int) -> branches.Rule:
     """That of a stage with branches, for the teachers that the recipe names."""
     made, source, names = recipe.stages[stage].branches, recipe.stages[stage].source, teachers_of(recipe)
     if isinstance(made, Merge):
-        return branches.merging(np.full(len(names), 1 / len(names)), made.scale)
+        merging, everyone = branches.merging(np.full(len(names), 1 / len(names)), made.scale), tuple(range(len(names)))
+        return branches.keeping_adapters(merging, everyone, len(names)) if recipe.adapters else merging
     assert made is not None
     pilots = tuple(k for k, name in enumerate(names) if name != source.anchor) or (0,)
     slack = None if recipe.stages[stage].verifier is None else made.slack

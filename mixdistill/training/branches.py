@@ -18,10 +18,12 @@ import optax
 
 from mixdistill.objective import Tally
 from mixdistill.optimizers import ProgressState, progress
+from mixdistill.students.adapters import ADAPTERS
 from mixdistill.students.student import Params
 from mixdistill.training.state import TrainState
 
 MEMORY = "branches"  # of the train state
+EACH = "each"  # teacher's own adapters
 
 Kept = dict[str, Any]
 
@@ -55,6 +57,22 @@ def merging(weights: np.ndarray, scale: float) -> Rule:
         return {"change": jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)}
 
     return Rule(init, lambda kept, *_: kept, ended, merged)
+
+
+def keeping_adapters(rule: Rule, order: tuple[int, ...], num_teachers: int) -> Rule:
+    """`rule` for a student with adapters, which also keeps those that every branch ended with: "each", with an axis of
+    teachers in front (zeros: no branch). `order` has the teachers' numbers in the order of the branches."""
+    numbers = jnp.asarray(order)
+
+    def init(params: Params) -> Kept:
+        each = jax.tree.map(lambda p: jnp.zeros((num_teachers, *p.shape), p.dtype), params[ADAPTERS])
+        return rule.init(params) | {EACH: each}
+
+    def ended(kept: Kept, branch: Any, start: Params, end: Params, accuracy: Any) -> Kept:
+        each = jax.tree.map(lambda a, b: a.at[numbers[branch]].set(b), kept[EACH], end[ADAPTERS])
+        return kept | rule.ended(kept, branch, start, end, accuracy) | {EACH: each}
+
+    return rule._replace(init=init, ended=ended)
 
 
 def piloting(order: tuple[int, ...], num_teachers: int, turns: int, limit: float, slack: float | None = None) -> Rule:

@@ -219,13 +219,13 @@ class Checkpoints:
             return found["params"]
         return jax.tree.map(lambda x, to: x.astype(to.dtype), found["memory"][average.MEMORY], like)
 
-    def read_parameter(self, train_step: int, path: tuple[str, ...]) -> np.ndarray:
-        """One of the parameters, in the host's memory, which holds little beside it. Raises `UserError` if it is
-        damaged."""
+    def read_array(self, train_step: int, path: tuple[str, ...]) -> np.ndarray:
+        """One array of the state, in the host's memory, which holds little beside it. Raises `UserError` if it is
+        damaged or not there."""
         try:
             with _damage("its arrays"):
-                found = read_array(self._workdir / FOLDER / str(train_step) / "state", ("params", *path))
-            self._check(train_step, nest({("params", *path): found}))
+                found = read_array(self._workdir / FOLDER / str(train_step) / "state", path)
+            self._check(train_step, nest({path: found}))
         except Damaged as damage:
             raise self._useless(train_step, damage) from None
         return found

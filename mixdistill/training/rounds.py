@@ -65,7 +65,8 @@ class Rounds:
             raise unknown("teacher with a branch", strange[0], names)
         check_weights(weights)
         shares = np.array([weights.get(name, 0.0) for name in names])
-        return branches.merging(shares / shares.sum(), made.scale)
+        merging = branches.merging(shares / shares.sum(), made.scale)
+        return branches.keeping_adapters(merging, among, len(self.teachers)) if self.recipe.adapters else merging
 
     def examined(
         self, stage: int, end: Callable[[TrainState, Any], TrainState]

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -14,7 +15,9 @@ from mixdistill.data.mixture import Mixture
 from mixdistill.errors import UserError
 from mixdistill.losses import cross_entropy
 from mixdistill.objective import Objective, Term
+from mixdistill.optimizers import OptimizerConfig
 from mixdistill.recipe import Recipe, Stage
+from mixdistill.recipe.parameters import Merge
 from mixdistill.students.adapters import Lora
 from mixdistill.students.weights import load_hf, read_config
 from mixdistill.traces.tokenizer import Tokenizer
@@ -26,6 +29,7 @@ from mixdistill.training.workdir import open_trained
 ROOT = Path(__file__).parents[2]
 LLAMA = ROOT / "tests" / "parity" / "fixtures" / "llama"
 IMITATE = Objective({"imitate": Term(cross_entropy)})
+FAST = OptimizerConfig(learning_rate=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,58 @@ def test_adapters_are_merged_or_written_for_peft(adapted, tmp_path):
         a, b = (peft[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
         w = np.asarray(flat[f"{name}.weight"].astype("bfloat16"), np.float32)
         np.testing.assert_allclose(whole[f"{name}.weight"], w + 16.0 * b @ a, atol=1e-6, err_msg=module)
+
+
+def test_each_teachers_adapters_leave_a_run_of_branches(recipe, tmp_path, capsys):
+    """Three teachers, a branch each, one run: their adapters alone, combined by weights, merged and for PEFT."""
+    write_world(CHAIN, tmp_path / "shards", {"F": 20, "B": 20, "H": 20})
+    source = Mixture(shards=str(tmp_path / "shards"), rows=8, length=24, turns=2)  # a schedule's first rate is zero
+    stages = (Stage("merge", 6, source, IMITATE, branches=Merge()),)
+    lora = Lora(rank=2, patterns=("blocks/attention/query",), base_dtype="float32")
+    outcome = run(dataclasses.replace(recipe, stages=stages, adapters=lora, optimizer=FAST), tmp_path / "w", quiet=True)
+    kept = jax.device_get(outcome.state.memory["branches"]["kept"])
+    base, each = jax.device_get(outcome.state.params["base"]), kept["each"]["blocks"]["attention"]["query"]
+    # What the run goes on from is the mean of them, factor by factor.
+    now = jax.device_get(outcome.state.params["adapters"])["blocks"]["attention"]["query"]
+    np.testing.assert_allclose(now["b"], each["b"].mean(0), atol=1e-6)
+
+    def by_hand(*weights):  # of B, F, H
+        added = sum(
+            w * np.einsum("ldr,lrhe->ldhe", a, b) for w, a, b in zip(weights, each["a"], each["b"], strict=True)
+        )
+        return base["blocks"]["attention"]["query"] + lora.scale * added
+
+    def exported(*words):
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        assert main(["export", str(tmp_path / "w"), "--to", str(out), "--teachers", *words]) == 0
+        return load_hf(out)[1]["blocks"]["attention"]["query"]
+
+    np.testing.assert_allclose(exported("F"), by_hand(0, 1, 0), atol=1e-6)
+    np.testing.assert_allclose(exported("H", "B"), by_hand(0.5, 0, 0.5), atol=1e-6)
+    np.testing.assert_allclose(exported("H=2", "F=-1"), by_hand(0, -1, 2), atol=1e-6)
+    assert np.abs(by_hand(0, 1, 0) - by_hand(1, 0, 0)).max() > 1e-5  # or nothing is tested
+    words = ["export", str(tmp_path / "w"), "--to", str(tmp_path / "peft"), "--adapters", "--teachers", "B=0.5", "H=2"]
+    assert main(words) == 0
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (4, 64.0)
+    peft = __import__("safetensors.numpy").numpy.load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    a, b = (peft[f"base_model.model.model.layers.1.self_attn.q_proj.lora_{x}.weight"] for x in "AB")
+    whole = by_hand(0.5, 0, 2)[1]
+    np.testing.assert_allclose(
+        base["blocks"]["attention"]["query"][1] + lora.scale * (b @ a).T.reshape(whole.shape), whole, atol=1e-6
+    )
+    capsys.readouterr()
+    assert main([*words[:3], str(tmp_path / "no"), "--teachers", "G"]) == 2
+    assert "unknown teacher 'G'" in capsys.readouterr().err
+    assert main([*words[:3], str(tmp_path / "no"), "--teachers", "F=much"]) == 2
+    assert "NAME=WEIGHT" in capsys.readouterr().err
+
+
+def test_a_run_without_branches_has_no_teachers_adapters(adapted, started, tmp_path, capsys):
+    for (workdir, _), says in ((adapted, "no adapters of each teacher"), (started, "has no adapters")):
+        assert main(["export", str(workdir), "--to", str(tmp_path / "no"), "--teachers", "F"]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_a_start_that_is_not_the_students_is_refused(recipe, tmp_path):
