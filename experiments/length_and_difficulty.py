@@ -91,8 +91,12 @@ def verdict(results: Results) -> Verdict:
     costs = {arm: results.difference(arm, HALF, "test tracks") for arm in MIXED}
     worse = [arm for arm, cost in costs.items() if cost.high < 0]
     outcome = "not testable at this scale"
-    if tracks.low > TRACKS:
-        outcome = {2: "holds", 1: "holds in part", 0: "overturned"}[len(loose)]
+    if tracks.low > TRACKS and len(loose) == len(falls):
+        outcome = "holds"
+    elif tracks.low > TRACKS and all(fall.high < LOOSE for fall in falls.values()):
+        outcome = "overturned"
+    elif tracks.low > TRACKS and any(fall.low > 0 for fall in falls.values()):
+        outcome = "holds in part"
     words = (
         f"In distribution the length of a trace {'follows' if tracks.low > TRACKS else 'is not shown to follow'} the "
         f"difficulty (Spearman {tracks} for one teacher); the correlation falls by {falls['long'].mean:.2f} on longer "
@@ -110,7 +114,12 @@ def verdict(results: Results) -> Verdict:
         f"what F's student writes differs from F's by {signed(results.interval('F', 'trivial excess'), 1)} tokens, and "
         f"{results.interval('F', 'trivial finished')} of these traces end."
     )
-    return Verdict(outcome, words, more)
+    rule = (
+        f" Holds: both fall by more than {LOOSE} by the whole interval; overturned: both by less; in part: one falls by "
+        "more than 0. As fixed before the run the rule called overturned whatever did not clear the limit; that took a "
+        "missing proof for a disproof and was corrected when the rows were known."
+    )
+    return Verdict(outcome, words, more + rule)
 
 
 def study() -> Study:

@@ -132,8 +132,10 @@ def verdict(results: Results) -> Verdict:
     testable = [arm for arm, of in gap.items() if learned and of["test"].low > -LITTLE]
     worse = [arm for arm in testable if any(gap[arm][split].high < 0 for split in SPLITS[1:])]
     outcome = "not testable at this scale"
-    if testable:
-        outcome = "holds" if worse == testable else "holds in part" if worse else "overturned"
+    if worse:
+        outcome = "holds" if worse == testable else "holds in part"
+    elif testable and all(gap[arm][split].low > -LITTLE for arm in testable for split in SPLITS[1:]):
+        outcome = "overturned"
     shown = {arm: ", ".join(f"{split} {signed(found)}" for split, found in of.items()) for arm, of in gap.items()}
     words = (
         f"Against the cautious teacher the concise one is {shown['concise']}, the terse one {shown['terse']}: "
