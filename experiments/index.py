@@ -1,7 +1,7 @@
 """The index of the studies, experiments/README.md, written from their committed rows.
 
-    python -m experiments.index            # writes it
-    python -m experiments.index --check    # exit code 1 if it, a table or a verdict is not what the rows say
+python -m experiments.index            # writes it
+python -m experiments.index --check    # exit code 1 if it, a table or a verdict is not what the rows say
 """
 
 import argparse
@@ -13,7 +13,21 @@ from mixdistill.studies.publish import results_of, signed, table, verdict_page
 from mixdistill.studies.rows import ALL, read_all
 from mixdistill.studies.study import Study, load_study
 
-STUDIES = ("mixing",)
+STUDIES = (
+    "mixing",
+    "corrupted_traces",
+    "form_or_content",
+    "teacher_context",
+    "length_and_difficulty",
+    "local_memorisation",
+    "learning_frontier",
+    "step_confidence",
+    "imitate_then_refine",
+    "adaptive_routing",
+    "composition",
+    "admission_rules",
+    "real_teachers",
+)
 RESULTS, README = Path(__file__).parent / "results", Path(__file__).parent / "README.md"
 HEAD = """# Studies
 
