@@ -115,9 +115,9 @@ def verdict(results: Results) -> Verdict:
         f"{results.interval('F', 'trivial finished')} of these traces end."
     )
     rule = (
-        f" Holds: both fall by more than {LOOSE} by the whole interval; overturned: both by less; in part: one falls by "
-        "more than 0. As fixed before the run the rule called overturned whatever did not clear the limit; that took a "
-        "missing proof for a disproof and was corrected when the rows were known."
+        f" Holds: both fall by more than {LOOSE} by the whole interval; overturned: both by less; in part: one falls "
+        "by more than 0. As fixed before the run the rule called overturned whatever did not clear the limit; that "
+        "took a missing proof for a disproof and was corrected when the rows were known."
     )
     return Verdict(outcome, words, more + rule)
 
