@@ -23,7 +23,6 @@ from scipy import stats
 
 from experiments import arms, students
 from experiments.development_data import development_data
-from mixdistill.diagnostics.conflict import continuation_conflict
 from mixdistill.diagnostics.content import sample_traces
 from mixdistill.diagnostics.measures import TraceScores, by_teacher, trace_parts
 from mixdistill.evaluation.fit import start_of
@@ -45,7 +44,6 @@ from mixdistill.studies.study import Cell, Comparison, Measure, Row, Study, Verd
 from mixdistill.traces.prepare import Settings
 from mixdistill.traces.prepare import prepare as prepare_shards
 from mixdistill.traces.shards import Shards
-from mixdistill.traces.tokenizer import content_ids
 from mixdistill.training.admission import Admission, admit, admitted
 from mixdistill.training.workdir import Trained
 
@@ -204,29 +202,9 @@ def tau(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _conflict(shards: Shards, seed: int) -> dict[str, float]:
-    """Bits between every two teachers of the pool: as `admit` finds them ("conflict"), and between traces of different
-    problems alone ("apart"). Halves of one teacher's traces have no problem in common; where two teachers have solved
-    the same problems their halves have, which makes them look too much alike."""
-    found, half = admit(shards, seed=seed).conflict, np.random.default_rng(seed).permutation(len(shards.problems)) % 2
-    content, problem, who = content_ids(shards.tokenizer), shards.index["problem"], shards.index["teacher_id"]
-
-    def tokens(number: int) -> np.ndarray:
-        trace = shards.arrays(number)
-        said = trace.tokens[trace.num_prompt :]
-        return said[content[said]]
-
-    order = np.random.default_rng(seed).permutation(len(who))
-    traces = {
-        f"{name}/{part}": [tokens(int(n)) for n in order if who[n] == k and half[problem[n]] == part]
-        for k, name in enumerate(shards.teachers)
-        if name in POOL
-        for part in (0, 1)
-    }
-    apart = continuation_conflict(traces)
-    told = {f"conflict {a}-{b}": found.between(a, b) for a, b in itertools.combinations(POOL, 2)}
-    for a, b in itertools.combinations_with_replacement(POOL, 2):
-        told[f"apart {a}-{b}"] = (apart.between(f"{a}/0", f"{b}/1") + apart.between(f"{a}/1", f"{b}/0")) / 2
-    return told
+    """Bits between every two teachers of the pool."""
+    found = admit(shards, seed=seed).conflict
+    return {f"conflict {a}-{b}": found.between(a, b) for a, b in itertools.combinations(POOL, 2)}
 
 
 def _shares(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -263,11 +241,8 @@ def verdict(results: Results) -> Verdict:
     agree = sum(found.low > 0 for found in between)
     mixes = {name: results.difference(name, "best single model", "unseen") for name in MIXES}
     gate = results.difference("gated", "mixed", "human")
-    stands, apart = (
-        [results.mean(ANCHOR, f"{kind} {a}-{b}") for a, b in itertools.combinations(MODELS, 2)]
-        for kind in ("conflict", "apart")
-    )
-    people = [results.mean(ANCHOR, f"apart {ANCHOR}-{name}") for name in MODELS]
+    models = [results.mean(ANCHOR, f"conflict {a}-{b}") for a, b in itertools.combinations(MODELS, 2)]
+    people = [results.mean(ANCHOR, f"conflict {ANCHOR}-{name}") for name in MODELS]
     words = (
         f"Kendall's tau of the rank-surprisal ratio with what students of single teachers make of unseen ones is "
         f"{shown(rsr, 2)}; measures whose tau is surely above zero: {', '.join(reliable) or 'none'}. The mixed student "
@@ -277,10 +252,8 @@ def verdict(results: Results) -> Verdict:
         f"Of {len(between)} pairs of measures {agree} surely rank the six models alike. On unseen teachers gated is "
         f"{signed(mixes['gated'])} and selected {signed(mixes['selected'])} nats from the best single model; gated "
         f"minus mixed on people's solutions {signed(gate)}. The best single model is chosen by the numbers that are "
-        f"reported, which favours it. Continuation conflict between models is {min(stands):.2f} to {max(stands):.2f} "
-        "bits as admission finds it; between traces of different problems alone, where a problem in common cannot make "
-        f"teachers look alike, {min(apart):.2f} to {max(apart):.2f}, and {min(people):.2f} to {max(people):.2f} "
-        "between a model and people."
+        f"reported, which favours it. Continuation conflict is {min(models):.2f} to {max(models):.2f} bits between "
+        f"models and {min(people):.2f} to {max(people):.2f} between a model and people."
     )
     if rsr.low > 0:
         return Verdict("holds", words, more)

@@ -29,7 +29,7 @@ def draw(path: Path, results: Results) -> None:
     from matplotlib import pyplot
 
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(16, 4.8), width_ratios=(1.1, 1.1, 1))
-    conflict = _square(POOL, lambda a, b: results.mean(ANCHOR, f"apart {a}-{b}"), 0.0)
+    conflict = _square(POOL, lambda a, b: results.mean(ANCHOR, f"conflict {a}-{b}"), 0.0)
     _map(left, conflict, POOL, "continuation conflict, bits", {"cmap": "OrRd", "vmin": 0, "vmax": 0.1})
     taus = _square(tuple(FITS), lambda a, b: results.mean("ranking", f"tau {a}~{b}"), 1.0)
     goal = [results.mean("ranking", f"tau {name} unseen") for name in FITS]

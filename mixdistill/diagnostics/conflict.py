@@ -5,8 +5,10 @@ shares m in the teachers' traces:
 
     conflict(a, b) = sum m * (JS across a and b - JS within a and within b) / max(sum m, FLOOR)      in bits, 0 to 1
 
-JS is the Jensen-Shannon divergence of the next content token, always between halves of a teacher's traces: what two
-halves of one teacher differ by is chance, and is taken off. On a procedural world it ranks the pairs that harm a
+JS is the Jensen-Shannon divergence of the next content token, always between a first and a second half of a teacher's
+traces: what two halves of one teacher differ by is chance, and is taken off. Give traces in one order of problems for
+all teachers (`content.content_traces`): then halves that are compared have no problem in common, within a teacher as
+across; traces of the same problems look alike whoever wrote them. On a procedural world it ranks the pairs that harm a
 student above a hedging style and another notation, where surprisal, rank-surprisal and gradient cosine do not; on a
 second world it flags another notation too, so it is a reason to look, not a verdict. It cannot see a teacher that is
 too terse or too hard: such a one shares no context with anybody. A clash between trace and problem shows where a
@@ -246,7 +248,7 @@ def _compare(continuations: Continuations, i: int, j: int) -> _Pair:
     def js(a: int, b: int) -> np.ndarray:
         return np.add.reduceat(_js_terms(p[:, a], p[:, b]), start)
 
-    excess = (js(0, 2) + js(1, 3) + js(0, 3) + js(1, 2)) / 4 - (js(0, 1) + js(2, 3)) / 2
+    excess = (js(0, 3) + js(1, 2)) / 2 - (js(0, 1) + js(2, 3)) / 2
     totals = np.maximum(continuations.totals, 1)
     mass = np.minimum(seen[:, :2].sum(1) / totals[i], seen[:, 2:].sum(1) / totals[j])
     return _Pair(context, mass, excess)

@@ -23,10 +23,16 @@ class Completions(NamedTuple):
 
 
 def sample_traces(shards: Shards, limit: int, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Numbers of at most `limit` traces of every teacher, in random order."""
+    """Numbers of at most `limit` traces of every teacher, chosen at random and in a random order of their problems, one
+    for all teachers: what stands early in one teacher's and late in another's is not about the same problems."""
     random = np.random.default_rng(seed)
-    teacher = shards.index["teacher_id"]
-    return {name: random.permutation(np.flatnonzero(teacher == k))[:limit] for k, name in enumerate(shards.teachers)}
+    teacher, problem = shards.index["teacher_id"], shards.index["problem"]
+    place = random.permutation(len(shards.problems))
+    chosen = (random.permutation(np.flatnonzero(teacher == k))[:limit] for k in range(len(shards.teachers)))
+    return {
+        name: numbers[np.argsort(place[problem[numbers]], kind="stable")]
+        for name, numbers in zip(shards.teachers, chosen, strict=True)
+    }
 
 
 def completions(shards: Shards, numbers: Sequence[int] | np.ndarray) -> Completions:

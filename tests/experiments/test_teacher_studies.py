@@ -84,7 +84,7 @@ def of_fit(order, spread=0.0):
     for seed in range(SEEDS):
         fits = {f"{fit} {name}": float(k) for fit in real_teachers.FITS for k, name in enumerate(real_teachers.MODELS)}
         pairs = [(a, b) for a in real_teachers.POOL for b in real_teachers.POOL]
-        told = {f"{kind} {a}-{b}": 0.02 for kind in ("conflict", "apart") for a, b in pairs}
+        told = {f"conflict {a}-{b}": 0.02 for a, b in pairs}
         told |= {f"tau {a}~{b}": 1.0 for a in real_teachers.FITS for b in real_teachers.FITS}
         goals = {"human": 4.0, "unseen": 4.0}
         rows.append(Row(real_teachers.ANCHOR, seed, {}, {**fits, **told, **goals}))

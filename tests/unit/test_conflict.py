@@ -44,7 +44,7 @@ def slow_score(first, second, width):
     score = shared = 0.0
     for c in a1.keys() & a2.keys() & b1.keys() & b2.keys():
         mass = min((a1[c].total() + a2[c].total()) / size[0], (b1[c].total() + b2[c].total()) / size[1])
-        across = sum(js(x[c], y[c]) for x in (a1, a2) for y in (b1, b2)) / 4
+        across = (js(a1[c], b2[c]) + js(a2[c], b1[c])) / 2
         score += mass * (across - (js(a1[c], a2[c]) + js(b1[c], b2[c])) / 2)
         shared += mass
     empty = min(len(first), len(second)) < 2
