@@ -10,7 +10,7 @@ quickstart: $(INSTALLED)  ## the main job: three students, one table, one pictur
 test: $(INSTALLED)  ## the whole test suite
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)  ## style and types
 	$(PYTHON) -m ruff check .

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from experiments import arms
 from mixdistill.evaluation.tasks import Task, world_task
 from mixdistill.gates import worst_token
@@ -136,7 +138,8 @@ def _recipe(cell: Cell, ground: Ground, shards: Path, stages: Sequence[Stage]) -
 
 def _around(cell: Cell, ground: Ground, pooled: Recipe, anchor: str, tokens: int) -> Admission:
     workdir = cell.folder / "anchor"
-    return admit_around(pooled, workdir, anchor, _prompts(ground), num_tokens=tokens, seed=cell.seed)
+    where, prompts = jax.devices()[:1], _prompts(ground)
+    return admit_around(pooled, workdir, anchor, prompts, num_tokens=tokens, seed=cell.seed, devices=where)
 
 
 def _gated(cell: Cell, ground: Ground, shards: Path) -> list[Stage]:

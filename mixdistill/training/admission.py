@@ -26,6 +26,7 @@ from mixdistill.diagnostics.undecidable import Undecidable, undecidable_disagree
 from mixdistill.errors import UserError, unknown
 from mixdistill.generation.contexts import full
 from mixdistill.generation.scoring import BATCH_TOKENS, Runner
+from mixdistill.mesh import Device
 from mixdistill.recipe import Recipe, Stage
 from mixdistill.routers import frontier
 from mixdistill.students.student import Params, Student
@@ -41,17 +42,24 @@ CHECK_AT = 0.3  # share of the budget after which the frontier check decides
 
 
 def admit_around(
-    recipe: Recipe, workdir: Path | str, anchor: str, prompts: Sequence[str] = (), *, num_tokens: int, seed: int = 0
+    recipe: Recipe,
+    workdir: Path | str,
+    anchor: str,
+    prompts: Sequence[str] = (),
+    *,
+    num_tokens: int,
+    seed: int = 0,
+    devices: Sequence[Device] | None = None,
 ) -> Admission:
     """By undecidable disagreement: trains a student on `anchor` alone, for `num_tokens`, in `workdir`.
 
     Admitted are the teachers that do not conflict with it. They are not compared with each other, and a teacher without
-    data is kept apart. Raises `UserError` for an unknown anchor.
+    data is kept apart. `devices` as in `loop.run`. Raises `UserError` for an unknown anchor.
     """
     shards = Shards.open(_recorded(recipe.stages[0]).folders[0])
     if anchor not in shards.teachers:
         raise unknown("anchor", anchor, shards.teachers)
-    run(only(recipe, anchor, num_tokens), workdir, quiet=True)
+    run(only(recipe, anchor, num_tokens), workdir, devices=devices, quiet=True)
     trained = open_trained(Path(workdir))
     rows = disagreements(trained.student, trained.params, shards, anchor, seed=seed)
     names = tuple(name for name in shards.teachers if name == anchor or rows[name].conflicts() is False)

@@ -94,9 +94,12 @@ class Slurm:
 
     def __init__(self, folder: Path, environment: dict[str, str]):
         self.folder = folder
-        hidden = ("XLA_FLAGS",)  # one device a task
+        hidden = ("XLA_FLAGS",)
         scripts = str(Path(sys.executable).parent)
         self.environment = {name: value for name, value in environment.items() if name not in hidden}
+        self.environment["XLA_FLAGS"] = (
+            "--xla_backend_optimization_level=0"  # as here; but one device a task
+        )
         self.environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
 
     def __call__(self, *words: str) -> str:
@@ -105,7 +108,17 @@ class Slurm:
         return done.stdout
 
     def submit(self, changes: list[str]) -> str:
-        words = ["mixdistill", "launch", f"{RECIPES}:steered", "--on", "slurm", "--processes", "2"]
+        words = [
+            "mixdistill",
+            "launch",
+            f"{RECIPES}:steered",
+            "--on",
+            "slurm",
+            "--processes",
+            "2",
+            "--env",
+            "XLA_FLAGS",
+        ]
         words += ["--workdir", str(self.folder / "w"), "--out", "job.sbatch", "--submit"]
         words += [word for change in changes for word in ("--set", change)]
         return re.search(r"Submitted batch job (\d+)", self(*words))[1]
