@@ -97,9 +97,7 @@ class Slurm:
         hidden = ("XLA_FLAGS",)
         scripts = str(Path(sys.executable).parent)
         self.environment = {name: value for name, value in environment.items() if name not in hidden}
-        self.environment["XLA_FLAGS"] = (
-            "--xla_backend_optimization_level=0"  # as here; but one device a task
-        )
+        self.environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # as here; but one device a task
         self.environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
 
     def __call__(self, *words: str) -> str:
