@@ -21,7 +21,8 @@ from mixdistill.training.workdir import Trained, open_trained
 
 
 def train(plan: Recipe, workdir: Path, report: Report, hooks: Sequence[Hook] = ()) -> Trained:
-    """Runs `plan` on one device in `workdir`, which is emptied first. Raises `Interrupted` if it was stopped."""
+    """Runs `plan` on one device in `workdir`, which is emptied first. Raises `Interrupted` if it was stopped
+    by a signal, `RuntimeError` if by its guard."""
     shutil.rmtree(workdir, ignore_errors=True)
     size = plan.budget.size
 
@@ -30,6 +31,8 @@ def train(plan: Recipe, workdir: Path, report: Report, hooks: Sequence[Hook] = (
             report(min((event.tokens if plan.budget.unit == "tokens" else event.train_step) / size, 1.0))
 
     outcome = run(plan, workdir, hooks=[follow, *hooks], devices=jax.devices()[:1], quiet=True)
+    if (outcome.position.guard or {}).get("stopped"):
+        raise RuntimeError(f"the guard stopped {plan.name} in {workdir}: {outcome.stopped_by}")
     if outcome.stopped_by:
         raise Interrupted
     return open_trained(workdir)

@@ -48,7 +48,9 @@ class Guard:
     threshold: float = 8.0
     quarantine_after: int = 3  # strikes of one teacher within 2 windows: its weight goes to zero
     probation: int | None = None  # train steps after which it comes back; None: when a person says so
-    rollback_after: int = 10  # strikes within 2 windows of teachers that are not in quarantine, or of nobody
+    # Strikes within 2 windows of teachers that are not in quarantine, or of nobody. Norms of a student that nearly fits
+    # its data jump by themselves, a dozen times in 100 train steps; a run that breaks jumps in all of them.
+    rollback_after: int = 32
     max_skipped: int = 100  # train steps lost to numbers that are not finite and to rollbacks; then the run stops
     max_damaged: float = 0.02  # share of a window's targets that damaged records may cost; then the run stops
     alarms: tuple[Alarm, ...] = ALARMS

@@ -186,6 +186,8 @@ class Watch:
 
     def _ask_rollback(self, step: int) -> list[Decision]:
         at = {at for at, name in self._recent(step) if name not in self.closed}
+        if self.good is None:
+            return []  # back to the start is no remedy: all would be lost
         if not self._rules.rollback_after or len(at) < self._rules.rollback_after or self._rolls_back_at is not None:
             return []
         return [self.ask_rollback(step, step + LEAD, f"{len(at)} train steps with strikes")]

@@ -138,6 +138,13 @@ def test_rollback_after_strikes_of_nobody_goes_to_the_last_calm_checkpoint():
     assert watch.pinned == (10,)
 
 
+def test_there_is_no_rollback_to_the_start():
+    run = warm()
+    found = [run(norm=30.0) for _ in range(12)]
+    assert all(events(decisions) == ["spike"] for decisions in found)
+    assert not run.watch.rolls_back(1000)
+
+
 def test_a_state_that_is_not_finite_is_never_the_good_one():
     watch = warm().watch
     watch.checkpoint(8, finite=True)
