@@ -1,6 +1,6 @@
 """Corpus: the traces of a mixture as columns of numbers. All that planning needs; no trace is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -168,8 +168,7 @@ def _within(within: Within, shards: tuple[Shards, ...], wanted: np.ndarray) -> n
 def _selected(select: Select, shards: tuple[Shards, ...], wanted: np.ndarray) -> np.ndarray:
     """bool [N]: the one trace of each problem, of those that are wanted."""
     score = _scores(select.by, shards, wanted) * (-1 if select.keep == "highest" else 1)
-    names = [s.problems[number] for s in shards for number in s.index["problem"]]
-    problem = np.unique(names, return_inverse=True)[1]
+    problem = problem_numbers(shards)
     order = np.lexsort((score, problem))  # stable, NaN last
     first = np.concatenate([[True], np.diff(problem[order]) > 0]) if len(order) else np.zeros(0, bool)
     chosen = np.zeros(len(score), bool)
@@ -194,3 +193,9 @@ def _check_long(mixture: Mixture, shards, long: np.ndarray, num_tokens: np.ndarr
             f"{int(num_tokens[worst])}); make length at least {int(num_tokens[long].max()) - 1}, or set too_long to "
             "'drop' or 'truncate'"
         )
+
+
+def problem_numbers(shards: Sequence[Shards]) -> np.ndarray:
+    """int [N]: a number for each trace, the same for traces of one problem whichever folder they are in."""
+    names = [s.problems[number] for s in shards for number in s.index["problem"]]
+    return np.unique(names, return_inverse=True)[1]

@@ -29,10 +29,13 @@ def sample_traces(shards: Shards, limit: int, *, seed: int = 0) -> dict[str, np.
     teacher, problem = shards.index["teacher_id"], shards.index["problem"]
     place = random.permutation(len(shards.problems))
     chosen = (random.permutation(np.flatnonzero(teacher == k))[:limit] for k in range(len(shards.teachers)))
-    return {
-        name: numbers[np.argsort(place[problem[numbers]], kind="stable")]
-        for name, numbers in zip(shards.teachers, chosen, strict=True)
-    }
+    ordered = (in_order_of(place, problem, numbers) for numbers in chosen)
+    return dict(zip(shards.teachers, ordered, strict=True))
+
+
+def in_order_of(place: np.ndarray, problem: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Traces' numbers by the `place` of their `problem`: give all teachers one order, see `conflict`."""
+    return numbers[np.argsort(place[problem[numbers]], kind="stable")]
 
 
 def completions(shards: Shards, numbers: Sequence[int] | np.ndarray) -> Completions:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from mixdistill.data.corpus import Corpus
+from mixdistill.data.corpus import Corpus, problem_numbers
 from mixdistill.data.mixture import Mixture
 from mixdistill.diagnostics import groups as grouping
 from mixdistill.diagnostics.conflict import WIDTH, ConflictMatrix, Tokens, continuation_conflict
-from mixdistill.diagnostics.content import content_traces, sample_traces
+from mixdistill.diagnostics.content import content_traces, in_order_of, sample_traces
 from mixdistill.diagnostics.groups import Group, compatible_groups
 from mixdistill.diagnostics.undecidable import THRESHOLD, Undecidable
 from mixdistill.errors import UserError
@@ -81,14 +81,18 @@ def admit_corpus(corpus: Corpus, setting: Compatible) -> Admission:
     processes the first one decides."""
     began, shards = time.process_time(), corpus.shards[0]
     random, is_content = np.random.default_rng(setting.seed), content_ids(shards.tokenizer)
+    problem = problem_numbers(corpus.shards)
+    place = random.permutation(problem.max(initial=-1) + 1)
+    lengths = np.concatenate([one.index["num_prompt"] for one in corpus.shards])
     traces, kinds, read = {}, {}, 0
     for name, pool in zip(corpus.teachers, corpus.pools, strict=True):
         if not len(pool):
             continue
-        found = [read_trace(corpus, int(number)) for number in random.permutation(pool)[: setting.num_traces]]
+        numbers = in_order_of(place, problem, random.permutation(pool)[: setting.num_traces])
+        found = [read_trace(corpus, int(number)) for number in numbers]
         completions = [trace.tokens[trace.num_prompt :] for trace in found]
         traces[name] = [tokens[is_content[tokens]] for tokens in completions]
-        kinds[name] = set(_prompt_lengths(corpus)[pool].tolist())
+        kinds[name] = set(lengths[pool].tolist())
         read += sum(len(trace.tokens) for trace in found)
     return _admission(traces, kinds, wanted_kinds(shards, kinds, setting.prompts), setting.threshold, read, began)
 
@@ -129,10 +133,6 @@ def _admission(
     return Admission(tuple(found), matrix, threshold, read=read, cpu_seconds=time.process_time() - began)
 
 
-def _prompt_lengths(corpus: Corpus) -> np.ndarray:
-    return np.concatenate([shards.index["num_prompt"] for shards in corpus.shards])
-
-
 def prompt_kinds(shards: Shards) -> dict[str, set[int]]:
     """The lengths of the prompts (tokens) that each teacher has traces for."""
     teacher, length = shards.index["teacher_id"], shards.index["num_prompt"]
@@ -140,6 +140,7 @@ def prompt_kinds(shards: Shards) -> dict[str, set[int]]:
 
 
 def wanted_kinds(shards: Shards, kinds: Mapping[str, Collection[int]], prompts: Sequence[str]) -> dict[int, float]:
+    """How many of the prompts are of each kind (a length, in tokens); without prompts, all kinds alike."""
     if not prompts:
         return dict.fromkeys(set().union(*kinds.values()), 1.0)
     lengths = [len(encode_prompt(shards.tokenizer, prompt, shards.template)) for prompt in prompts]
