@@ -103,3 +103,12 @@ def write_kinds(world: World, out: Path, kinds: Mapping[str, Kind], teacher: str
     ids = tokenizer.inner.get_vocab()
     made = (trace for name, kind in kinds.items() for trace in corrupt(plain, name, kind, seed))
     return write_shards((encode_words(ids, tokenizer.eos_id, trace) for trace in made), out, tokenizer=tokenizer)
+
+
+def slip(steps: Sequence[str], states: Collection[str], rng: random.Random) -> list[str]:
+    """Reasoning in which the state that ends one step, drawn by `rng`, is another one; what follows goes on as if it
+    were right. The last step, with the answer, stays."""
+    made, place = list(steps), rng.randrange(len(steps) - 1)
+    head, _, state = made[place].rpartition(" ")
+    made[place] = f"{head} {rng.choice([other for other in states if other != state])}"
+    return made

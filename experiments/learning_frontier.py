@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments import arms, students
+from experiments.corruptions import slip
 from mixdistill.data.ledger import SHORT, blocks, default_sidecar, open_ledger, write_block
 from mixdistill.data.mixture import Mixture, Scores, Select
 from mixdistill.evaluation.tasks import world_task
@@ -54,11 +55,7 @@ CHOSEN = {  # arm -> the column and end of it by which one trace a problem is ta
 def _original(question: Any, rng: random.Random) -> list[str]:
     """The forward trace; in every second one a state is another one, and what follows goes on as if it were right."""
     steps = list(WALK.teachers["F"].write(question, rng))
-    if rng.random() < FLAWED:
-        place = rng.randrange(len(steps) - 1)
-        head, _, state = steps[place].rpartition(" ")
-        steps[place] = f"{head} {rng.choice([other for other in STATES if other != state])}"
-    return steps
+    return slip(steps, STATES, rng) if rng.random() < FLAWED else steps
 
 
 WORLD = dataclasses.replace(

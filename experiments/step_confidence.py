@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from experiments import arms, students
+from experiments.corruptions import slip
 from mixdistill.evaluation.tasks import Task, world_task
 from mixdistill.gates import global_confidence, lowest_traces, no_contradiction, step_confidence, worst_token
 from mixdistill.generation.contexts import full
@@ -59,11 +60,7 @@ PLAIN, AGREED, MEAN = "vote: majority of all", "vote: majority, until they agree
 def _slips(question: Any, rng: random.Random) -> list[str]:
     """The forward trace; in every second one a state is another one, and what follows goes on as if it were right."""
     steps = list(WALK.teachers["F"].write(question, rng))
-    if rng.random() < FLAWED:
-        place = rng.randrange(len(steps) - 1)
-        head, _, state = steps[place].rpartition(" ")
-        steps[place] = f"{head} {rng.choice([other for other in STATES if other != state])}"
-    return steps
+    return slip(steps, STATES, rng) if rng.random() < FLAWED else steps
 
 
 WORLD = dataclasses.replace(

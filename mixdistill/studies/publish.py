@@ -38,10 +38,10 @@ def results_of(study: Study, lines: Sequence[dict[str, Any]]) -> Results:
 
 def table(study: Study, results: Results) -> str:
     """As markdown: a row an arm, then the differences."""
-    return (
-        "\n".join([*_arms(study, results), "", *_differences(study, results), *([study.notes] * bool(study.notes))])
-        + "\n"
-    )
+    head = ["| difference | of | mean [95 %, other seeds and problems] | bootstrap |", "|---|---|---:|---:|"]
+    differences = [f"| {' | '.join(cells)} |" for cells in _differences(study, results)]
+    notes = [study.notes] if study.notes else []
+    return "\n".join([*_arms(study, results), "", *head, *differences, *notes]) + "\n"
 
 
 def _arms(study: Study, results: Results) -> Iterator[str]:
@@ -54,17 +54,16 @@ def _arms(study: Study, results: Results) -> Iterator[str]:
         yield f"| {arm} | {len(results.seeds(arm))} | " + " | ".join(cells) + " |"
 
 
-def _differences(study: Study, results: Results) -> Iterator[str]:
+def _differences(study: Study, results: Results) -> Iterator[tuple[str, str, str, str]]:
+    """The pair, the measure, the mean and the bootstrap's interval; none without data."""
     titles = {measure.name: measure for measure in study.measures}
-    yield "| difference | of | mean [95 %, other seeds and problems] | bootstrap |"
-    yield "|---|---|---:|---:|"
     for one, other, name in study.comparisons:
         found, drawn = results.difference(one, other, name), results.resampled(one, other, name)
         if math.isnan(found.mean):
             continue
         places = titles[name].places
         between = f"[{drawn.low:+.{places}f}, {drawn.high:+.{places}f}]"
-        yield f"| {one} - {other} | {titles[name].title} | {shown(found, places, signed=True)} | {between} |"
+        yield f"{one} - {other}", titles[name].title, shown(found, places, signed=True), between
 
 
 def shown(found: Interval, places: int = 3, *, signed: bool = False) -> str:
@@ -170,7 +169,6 @@ def report(study: Study, results: Results, verdict: Verdict) -> str:
         if any(not math.isnan(one.mean) for one in found.values()):
             about = f"{measure.title} of every arm, with its interval."
             plots.append(figures.points_with_intervals(f"measure-{number}", about, known, measure.title))
-    differences = [line.strip("| ").split(" | ") for line in list(_differences(study, results))[2:]]
     heads = [Column(title, is_text=True) for title in ("difference", "of", "mean [95 %]", "bootstrap")]
     told = [
         Line(text)
@@ -184,7 +182,7 @@ def report(study: Study, results: Results, verdict: Verdict) -> str:
             "differences",
             "differences",
             "Paired by seed and problem; the first interval is for other seeds and problems.",
-            [Table("differences", heads, [[Cell(text) for text in row] for row in differences])],
+            [Table("differences", heads, [[Cell(text) for text in row] for row in _differences(study, results)])],
         ),
         Section("about", "what the arms are", lines=[Line(f"{arm}: {about}") for arm, about in study.arms.items()]),
     ]
